@@ -1,0 +1,121 @@
+"""What the public functions demand of their arguments.
+
+``check_shapes`` looks at host facts only (types, ranks, dtypes, devices), costs nothing on the device and can be traced by
+``torch.compile``. ``check_values`` looks into tensors: on the CPU it raises at once; on other devices one fused assertion is
+queued (``torch._assert_async``), which never makes the host wait and is a device-side error when it fails. Set the
+environment variable ``UNICLIP_CHECK_VALUES=0`` to leave it out.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+
+import torch
+from torch import Tensor
+
+REDUCTIONS = ("mean", "sum", "none")
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def check_embeddings(name: str, z: Tensor) -> None:
+    if not isinstance(z, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(z).__name__}")
+    if z.dtype not in _FLOATS:
+        raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {z.dtype}")
+    if z.dtype == torch.float64 and z.device.type != "cpu":
+        raise TypeError(f"{name} in float64 is supported on the CPU only, got a tensor on {z.device}")
+    if z.ndim != 2:
+        raise ValueError(f"{name} must have shape (rows, D), got shape {tuple(z.shape)}")
+    if z.shape[1] == 0:
+        raise ValueError(f"{name} must have D of at least 1, got shape {tuple(z.shape)}")
+
+
+def check_ids(name: str, ids: Tensor, rows_name: str, rows: Tensor) -> None:
+    if not isinstance(ids, Tensor):
+        raise TypeError(f"{name} must be an integer tensor, got {type(ids).__name__}")
+    if ids.dtype not in _INTEGERS:
+        raise TypeError(f"{name} must be an integer tensor, got {ids.dtype}")
+    if ids.ndim != 1 or ids.shape[0] != rows.shape[0]:
+        raise ValueError(
+            f"{name} must have shape ({rows.shape[0]},), one for each row of {rows_name}, got {tuple(ids.shape)}"
+        )
+    if ids.device != rows.device:
+        raise ValueError(f"{name} must be on the device of {rows_name}, {rows.device}, got {ids.device}")
+
+
+def check_tables(embeddings: Tensor, **tables: float | Tensor | None) -> None:
+    """Numbers, 0-dim tensors or square matrices, all matrices of one K, on the device of the embeddings."""
+    k = None
+    for name, value in tables.items():
+        if value is None:
+            continue
+        if not isinstance(value, Tensor):
+            if name == "domain_mask":
+                raise TypeError(f"domain_mask must be a (K, K) bool tensor, got {type(value).__name__}")
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
+            _check_number(name, float(value))
+            continue
+        if name == "domain_mask" and value.dtype != torch.bool:
+            raise TypeError(f"domain_mask must be a bool tensor, got {value.dtype}")
+        if name != "domain_mask" and not value.is_floating_point():
+            raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
+        if value.ndim == 0 and name != "domain_mask":
+            continue  # a 0-dim tensor may stay on the CPU, as everywhere in PyTorch
+        if value.ndim != 2 or value.shape[0] != value.shape[1] or value.shape[0] == 0:
+            raise ValueError(f"{name} must have shape (K, K), got {tuple(value.shape)}")
+        if k is not None and value.shape[0] != k[1]:
+            raise ValueError(f"{name} must have the ({k[1]}, {k[1]}) shape of {k[0]}, got {tuple(value.shape)}")
+        k = k or (name, value.shape[0])
+        if value.device != embeddings.device:
+            raise ValueError(f"{name} must be on the device of the embeddings, {embeddings.device}, got {value.device}")
+
+
+def check_reduction(reduction: str) -> None:
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}")
+
+
+def check_values(
+    temperature: Tensor,
+    offset: Tensor,
+    domain_ids: dict[str, Tensor],
+    num_domains: int | None,
+    weight: Tensor | None = None,
+    domain_mask: Tensor | None = None,
+) -> None:
+    """``temperature``, ``offset``, ``weight`` are full (K, K) tables; ``num_domains`` is None where K does not matter."""
+    if os.environ.get("UNICLIP_CHECK_VALUES") == "0":
+        return
+    conditions = [
+        ("temperature must be positive and finite", temperature, (temperature > 0) & temperature.isfinite()),
+        ("offset must be finite", offset, offset.isfinite()),
+    ]
+    if weight is not None:
+        conditions.append(("weight must be finite", weight, weight.isfinite()))
+    if domain_mask is not None:
+        conditions.append(("domain_mask must be symmetric", domain_mask, domain_mask == domain_mask.T))
+    for name, ids in domain_ids.items():
+        top = math.inf if num_domains is None else num_domains
+        conditions.append((f"{name} must be in [0, {'K' if num_domains is None else top})", ids, (ids >= 0) & (ids < top)))
+    if temperature.device.type != "cpu":
+        fused = torch.stack([good.all() for _, _, good in conditions]).all()
+        torch._assert_async(fused, "uniclip_kernels: " + "; ".join(message for message, _, _ in conditions))
+        return
+    for message, value, good in conditions:
+        if not good.all():
+            raise ValueError(f"{message}, got {_culprit(value, good)}")
+
+
+def _check_number(name: str, value: float) -> None:
+    if name == "temperature" and not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"temperature must be positive and finite, got {value}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+
+
+def _culprit(value: Tensor, good: Tensor) -> str:
+    index = tuple((~good).nonzero()[0].tolist())
+    return f"{value[index].item()} at {list(index)}"

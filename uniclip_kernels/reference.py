@@ -1,0 +1,95 @@
+"""The loss and the similarity in plain PyTorch: the executable specification of the kernels.
+
+Read it beside the paper (UniCLIP, Lee et al., NeurIPS 2022, arXiv 2209.13430). It makes every M x M matrix in full, on
+any device, in any dtype (16-bit inputs are computed in float32), and leaves the derivatives to autograd.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._tables import full_table, num_domains_of, symmetric_table
+
+__all__ = ["domain_similarity", "mp_nce"]
+
+
+def domain_similarity(
+    x: Tensor,
+    y: Tensor | None = None,
+    x_domain_ids: Tensor | None = None,
+    y_domain_ids: Tensor | None = None,
+    *,
+    temperature: float | Tensor = 0.07,
+    offset: float | Tensor = 0.0,
+    normalize: bool = True,
+) -> Tensor:
+    """s_ij = (cos(x_i, y_j) - b[d_i, d_j]) / τ[d_i, d_j], the domain-dependent similarity (section 3.3 of the paper).
+
+    The arguments are those of :func:`uniclip_kernels.domain_similarity`. Returns (Mx, My), float32 or float64.
+    """
+    x = _rows(x, normalize)
+    y, y_domain_ids = (x, x_domain_ids) if y is None else (_rows(y, normalize), y_domain_ids)
+    k = num_domains_of(temperature, offset)
+    pair = _domain_pairs(x_domain_ids, y_domain_ids, k, len(x), len(y), x.device)
+    tau = symmetric_table(temperature, k, x)[pair]
+    b = symmetric_table(offset, k, x)[pair]
+    return (x @ y.T - b) / tau
+
+
+def mp_nce(
+    embeddings: Tensor,
+    sample_ids: Tensor,
+    domain_ids: Tensor | None = None,
+    *,
+    temperature: float | Tensor = 0.07,
+    offset: float | Tensor = 0.0,
+    weight: float | Tensor = 1.0,
+    domain_mask: Tensor | None = None,
+    reduction: str = "mean",
+    normalize: bool = True,
+) -> Tensor:
+    """MP-NCE: each positive p of anchor i against the negatives alone (equation 5 of the paper, any number of views).
+
+    ℓ_ip = -log(e^{s_ip} / (e^{s_ip} + Σ_n e^{s_in})), weighted by w[d_i, d_p] and averaged over the positives of i.
+    The arguments are those of :func:`uniclip_kernels.mp_nce`. Returns a scalar, or (M,) for reduction "none".
+    """
+    m, device = len(embeddings), embeddings.device
+    k = num_domains_of(temperature, offset, weight, domain_mask)
+    pair = _domain_pairs(domain_ids, domain_ids, k, m, m, device)
+    s = domain_similarity(
+        embeddings, None, domain_ids, temperature=temperature, offset=offset, normalize=normalize
+    )
+
+    present = sample_ids >= 0
+    comparable = present[:, None] & present[None, :]
+    if domain_mask is not None:
+        comparable &= domain_mask.to(device)[pair]
+    same = sample_ids[:, None] == sample_ids[None, :]
+    positive = comparable & same & ~torch.eye(m, dtype=torch.bool, device=device)
+    negative = comparable & ~same
+
+    nu = s.masked_fill(~negative, -torch.inf).logsumexp(1, keepdim=True)
+    loss = -F.logsigmoid(s - nu) * full_table(weight, k, s)[pair]  # softplus(ν_i - s_ip), exact in the tails
+    count = positive.sum(1)
+    per_anchor = loss.masked_fill(~positive, 0).sum(1) / count.clamp(min=1)
+    if reduction == "none":
+        return per_anchor
+    return per_anchor.sum() / (count > 0).sum().clamp(min=1) if reduction == "mean" else per_anchor.sum()
+
+
+def _rows(z: Tensor, normalize: bool) -> Tensor:
+    z = z if z.dtype == torch.float64 else z.float()
+    return F.normalize(z, dim=1) if normalize else z
+
+
+def _domain_pairs(
+    x_ids: Tensor | None, y_ids: Tensor | None, k: int, mx: int, my: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Index of a (K, K) table that gives its (Mx, My) expansion. With K = 1 every row is in the one domain."""
+
+    def ids(given: Tensor | None, rows: int) -> Tensor:
+        return torch.zeros(rows, dtype=torch.long, device=device) if given is None or k == 1 else given.long()
+
+    return ids(x_ids, mx)[:, None], ids(y_ids, my)[None, :]
