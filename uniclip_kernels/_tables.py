@@ -19,6 +19,9 @@ def symmetric_table(value: float | Tensor, num_domains: int, like: Tensor) -> Te
     return table.triu() + table.triu(1).T if num_domains > 1 and isinstance(value, Tensor) else table
 
 
-def num_domains_of(*tables: float | Tensor | None) -> int:
-    """K as told by the (K, K) arguments; 1 when all are scalars, since then domains make no difference."""
-    return next((t.shape[0] for t in tables if isinstance(t, Tensor) and t.ndim == 2), 1)
+def num_domains_of(*tables: float | Tensor | None) -> tuple[int, bool]:
+    """K as told by the (K, K) arguments, and whether domains can be ignored: they make no difference if all are scalars."""
+    for table in tables:
+        if isinstance(table, Tensor) and table.ndim == 2:
+            return table.shape[0], False
+    return 1, True

@@ -31,8 +31,8 @@ def domain_similarity(
     """
     x = _rows(x, normalize)
     y, y_domain_ids = (x, x_domain_ids) if y is None else (_rows(y, normalize), y_domain_ids)
-    k = num_domains_of(temperature, offset)
-    pair = _domain_pairs(x_domain_ids, y_domain_ids, k, len(x), len(y), x.device)
+    k, ignore = num_domains_of(temperature, offset)
+    pair = _domains(x_domain_ids, x, ignore)[:, None], _domains(y_domain_ids, y, ignore)[None, :]
     tau = symmetric_table(temperature, k, x)[pair]
     b = symmetric_table(offset, k, x)[pair]
     return (x @ y.T - b) / tau
@@ -56,8 +56,9 @@ def mp_nce(
     The arguments are those of :func:`uniclip_kernels.mp_nce`. Returns a scalar, or (M,) for reduction "none".
     """
     m, device = len(embeddings), embeddings.device
-    k = num_domains_of(temperature, offset, weight, domain_mask)
-    pair = _domain_pairs(domain_ids, domain_ids, k, m, m, device)
+    k, ignore = num_domains_of(temperature, offset, weight, domain_mask)
+    domains = _domains(domain_ids, embeddings, ignore)
+    pair = domains[:, None], domains[None, :]
     s = domain_similarity(
         embeddings, None, domain_ids, temperature=temperature, offset=offset, normalize=normalize
     )
@@ -84,12 +85,6 @@ def _rows(z: Tensor, normalize: bool) -> Tensor:
     return F.normalize(z, dim=1) if normalize else z
 
 
-def _domain_pairs(
-    x_ids: Tensor | None, y_ids: Tensor | None, k: int, mx: int, my: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Index of a (K, K) table that gives its (Mx, My) expansion. With K = 1 every row is in the one domain."""
-
-    def ids(given: Tensor | None, rows: int) -> Tensor:
-        return torch.zeros(rows, dtype=torch.long, device=device) if given is None or k == 1 else given.long()
-
-    return ids(x_ids, mx)[:, None], ids(y_ids, my)[None, :]
+def _domains(ids: Tensor | None, rows: Tensor, ignore: bool) -> Tensor:
+    """(rows,) domain ids; ``pair`` made of two of them expands a (K, K) table to all pairs of rows."""
+    return torch.zeros(len(rows), dtype=torch.long, device=rows.device) if ids is None or ignore else ids.long()

@@ -1,0 +1,10 @@
+"""Fused multi-positive contrastive loss for PyTorch: MP-NCE and the domain-dependent similarity of UniCLIP."""
+
+from . import _ops as _ops  # registers the operators
+from . import reference
+from ._backend import backends
+from .functional import domain_similarity, mp_nce, stack_views
+from .modules import MPNCELoss
+
+__all__ = ["MPNCELoss", "backends", "domain_similarity", "mp_nce", "reference", "stack_views"]
+__version__ = "0.1.0"

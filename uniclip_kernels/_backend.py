@@ -1,0 +1,149 @@
+"""What a backend must supply to the engine, and which backends there are.
+
+A backend is one file with one class; the engine (``_engine``) does everything else. ``find`` loads backends when they are
+first asked for and remembers why one cannot be used.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from ._layout import Rectangle
+from ._problem import Problem
+
+#: Modules of this package, in order of preference.
+_MODULES = {"triton": ".triton", "cuda": ".cuda", "cpu": ".cpu"}
+REFERENCE = "reference"
+NAMES = (*_MODULES, REFERENCE)
+
+
+class Backend(ABC):
+    """The primitives of one kind of device.
+
+    R slots of rows, D columns padded to ``padded_columns``; "accumulator" is float32, float64 for float64 rows. Methods that
+    return None write into the tensors named in their summary.
+    """
+
+    device_type: str
+    block: int  # slots in a tile of the layout
+    column_multiple: int  # D is padded to a multiple of this
+    known_on_host: bool  # may the layout be read on the host without waiting for a device?
+    workspace_bytes: int  # budget of one strip of the gradient of the similarities
+
+    def padded_columns(self, d: int) -> int:
+        return -(-d // self.column_multiple) * self.column_multiple
+
+    def panel_rows(self, rows: Tensor) -> int:
+        """Side of the largest square of the gradient that fits the budget."""
+        side = int((self.workspace_bytes / rows.element_size()) ** 0.5)
+        return max(side // self.block, 1) * self.block
+
+    @abstractmethod
+    def unusable(self) -> str | None:
+        """Why this backend cannot run here, or None."""
+
+    @abstractmethod
+    def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype of the operands of the matrix products for inputs of ``dtype``."""
+
+    @abstractmethod
+    def gather_rows(self, z: Tensor, order: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
+        """(R, padded D) unit rows of ``z`` in slot order, zero where empty, and (R,) 1 / max(norm, 1e-12)."""
+
+    @abstractmethod
+    def scatter_rows(
+        self, grad_rows: Tensor, z: Tensor, slot: Tensor, inv_norm: Tensor, factor: Tensor, normalize: bool
+    ) -> Tensor:
+        """Gradient of ``gather_rows`` times the 0-dim ``factor``: (M, D) in the dtype of z, 0 for rows without a slot."""
+
+    @abstractmethod
+    def similarity_lse(self, problem: Problem, rectangle: Rectangle, lse: Tensor) -> None:
+        """Add the negatives in the rectangle to the running (R,) ``lse``, for its rows and, by symmetry, its columns."""
+
+    @abstractmethod
+    def similarity_grad(
+        self, problem: Problem, rectangle: Rectangle, lse: Tensor, coefficient: Tensor, sums: Tensor, work: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """H / τ of the negatives in the rectangle and its transpose, in the compute dtype, living in ``work``.
+
+        H_ij = e^{s_ij - lse_i} coefficient_i + e^{s_ij - lse_j} coefficient_j. Adds Σ H and Σ H s over unordered pairs to
+        ``sums`` (K, K, 2) float64 at [d_i, d_j], d_i <= d_j. The two may have rows and columns of zeros beyond the rectangle's.
+        """
+
+    @abstractmethod
+    def accumulate(self, out: Tensor, a: Tensor, b: Tensor) -> None:
+        """out += a @ b with accumulation in the dtype of ``out``; a may be wider and taller than needed, by zeros."""
+
+    @abstractmethod
+    def positives_forward(self, problem: Problem, lse: Tensor) -> tuple[Tensor, Tensor]:
+        """(R,) loss of each anchor and (R,) Σ_p w σ(lse_i - s_ip) / |P_i|, the weight of its lse in that loss."""
+
+    @abstractmethod
+    def positives_backward(
+        self, problem: Problem, lse: Tensor, scale: Tensor, grad_rows: Tensor | None, sums: Tensor
+    ) -> None:
+        """Add the positives' part, with H_ip = -(a_ip + a_pi), to ``grad_rows`` (R, padded D) and to ``sums``."""
+
+    @abstractmethod
+    def similarity_matrix(
+        self, x: Tensor, y: Tensor, x_domains: Tensor, y_domains: Tensor, temperature: Tensor, offset: Tensor
+    ) -> Tensor:
+        """(Mx, My) s of gathered rows, in the accumulator dtype; domains are (Mx,) and (My,) int32."""
+
+    @abstractmethod
+    def similarity_matrix_grad(
+        self,
+        grad: Tensor,
+        s: Tensor,
+        x_domains: Tensor,
+        y_domains: Tensor,
+        temperature: Tensor,
+        sums: Tensor,
+        like: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """grad / τ in the dtype of ``like`` and its transpose; adds Σ grad and Σ grad s to ``sums`` at [d_x, d_y]."""
+
+
+@functools.cache
+def _load(name: str) -> tuple[Backend | None, str | None]:
+    try:
+        backend = importlib.import_module(_MODULES[name], __package__).BACKEND
+    except (ImportError, OSError) as error:
+        return None, f"{type(error).__name__}: {error}"
+    return backend, backend.unusable()
+
+
+def backends() -> dict[str, str | None]:
+    """Every backend with the reason why it is not usable on this machine, or None if it is."""
+    return {name: _load(name)[1] for name in _MODULES} | {REFERENCE: None}
+
+
+@torch.compiler.assume_constant_result
+def choose(name: str | None, device_type: str) -> str:
+    """The name of the backend that will run: ``name`` if it can, or the best usable one for the device."""
+    if name is None:
+        usable = (n for n in _MODULES if _load(n)[1] is None and _load(n)[0].device_type == device_type)
+        return next(usable, REFERENCE)
+    if name == REFERENCE:
+        return name
+    if name not in _MODULES:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, NAMES))} or None, got {name!r}")
+    backend, reason = _load(name)
+    if reason is not None:
+        raise ValueError(f"backend {name!r} is not usable here: {reason}")
+    if backend.device_type != device_type:
+        raise ValueError(f"backend {name!r} needs tensors on {backend.device_type}, got {device_type}")
+    return name
+
+
+def find(name: str) -> Backend:
+    """The backend that ``choose`` named."""
+    backend, reason = _load(name)
+    if backend is None:
+        raise RuntimeError(f"backend {name!r} is not usable here: {reason}")
+    return backend

@@ -1,0 +1,174 @@
+"""The algorithm, written once for every backend: sort, gather, walk the unordered rectangles, add the sparse positives.
+
+Forward M²D and backward 3M²D multiply-adds counted as two flops, since each unordered pair is computed once. Nothing of size
+M x M is kept: a rectangle of the gradient lives in a workspace of fixed size, and between forward and backward only the rows,
+lse and one coefficient a row are saved.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ._backend import Backend
+from ._layout import Rectangle, padded_rows, rectangles, sort_rows
+from ._problem import Problem
+
+
+def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def mp_nce_forward(
+    backend: Backend,
+    z: Tensor,
+    sample_ids: Tensor,
+    domain_ids: Tensor | None,
+    temperature: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    domain_mask: Tensor | None,
+    reduction: str,
+    normalize: bool,
+) -> tuple[Tensor, Problem, Tensor, Tensor, Tensor]:
+    """The loss, and what the backward pass needs: the problem, 1/norm, lse and coefficient, (R,) each."""
+    layout = sort_rows(sample_ids, domain_ids, temperature.shape[0], domain_mask, backend.block)
+    rows, inv_norm = backend.gather_rows(z, layout.order, normalize)
+    problem = Problem(rows, layout, temperature, offset, weight, domain_mask)
+
+    lse = torch.full_like(inv_norm, -torch.inf)
+    for rectangle in _walk(backend, problem):
+        backend.similarity_lse(problem, rectangle, lse)
+    per_slot, coefficient = backend.positives_forward(problem, lse)
+
+    if reduction == "none":
+        slot = layout.slot
+        loss = torch.where(slot >= 0, per_slot[slot], 0)
+    else:
+        loss = per_slot.sum() * _reduction_factor(problem, reduction, per_slot)
+    return loss, problem, inv_norm, lse, coefficient
+
+
+def mp_nce_backward(
+    backend: Backend,
+    grad: Tensor,
+    z: Tensor,
+    problem: Problem,
+    inv_norm: Tensor,
+    lse: Tensor,
+    coefficient: Tensor,
+    reduction: str,
+    normalize: bool,
+    need_embeddings: bool,
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Gradients with respect to embeddings (None unless needed), temperature and offset (upper triangles)."""
+    rows, order = problem.rows, problem.layout.order
+    # H is kept near 1 whatever the gradient's size, for the sake of 16-bit workspaces; `factor` comes in at the end.
+    if reduction == "none":
+        factor = grad.abs().amax() if grad.numel() else grad.new_zeros(())
+        scale = torch.where(order >= 0, grad[order] / torch.where(factor > 0, factor, 1), 0) if grad.numel() else lse * 0
+    else:
+        factor = grad * _reduction_factor(problem, reduction, grad)
+        scale = torch.ones_like(lse)
+
+    grad_rows = torch.zeros_like(rows, dtype=lse.dtype) if need_embeddings else None
+    sums = torch.zeros(*problem.temperature.shape, 2, dtype=torch.float64, device=rows.device)
+    side = min(backend.panel_rows(rows), rows.shape[0])
+    work = rows.new_empty(2, side, side)
+    coefficient = coefficient * scale
+    for rectangle in _walk(backend, problem):
+        h, h_transposed = backend.similarity_grad(problem, rectangle, lse, coefficient, sums, work)
+        if grad_rows is not None:
+            _multiply(backend, grad_rows, rows, rectangle, h, h_transposed)
+    backend.positives_backward(problem, lse, scale, grad_rows, sums)
+    del work
+
+    sums = -sums.to(lse.dtype) * factor / problem.temperature[..., None]
+    grad_z = None
+    if grad_rows is not None:
+        grad_z = backend.scatter_rows(grad_rows, z, problem.layout.slot, inv_norm, factor, normalize)
+    return grad_z, sums[..., 1], sums[..., 0]
+
+
+def similarity_forward(
+    backend: Backend,
+    x: Tensor,
+    y: Tensor,
+    x_domains: Tensor,
+    y_domains: Tensor,
+    temperature: Tensor,
+    offset: Tensor,
+    normalize: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The matrix of s, the gathered rows of x and y, and their 1/norms."""
+    x_rows, x_inv_norm = backend.gather_rows(x, _padded_order(x, backend.block), normalize)
+    y_rows, y_inv_norm = backend.gather_rows(y, _padded_order(y, backend.block), normalize)
+    s = backend.similarity_matrix(x_rows, y_rows, x_domains, y_domains, temperature, offset)
+    return s, x_rows, y_rows, x_inv_norm, y_inv_norm
+
+
+def similarity_backward(
+    backend: Backend,
+    grad: Tensor,
+    s: Tensor,
+    x: Tensor,
+    y: Tensor,
+    x_domains: Tensor,
+    y_domains: Tensor,
+    temperature: Tensor,
+    x_rows: Tensor,
+    y_rows: Tensor,
+    x_inv_norm: Tensor,
+    y_inv_norm: Tensor,
+    normalize: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients with respect to x, y, temperature and offset."""
+    sums = torch.zeros(*temperature.shape, 2, dtype=torch.float64, device=x.device)
+    grad_x = torch.zeros_like(x_rows, dtype=s.dtype)
+    grad_y = torch.zeros_like(y_rows, dtype=s.dtype)
+    grad = grad.to(s.dtype).contiguous()
+    panel = backend.panel_rows(x_rows)
+    for i in range(0, len(x), panel):
+        for j in range(0, len(y), panel):
+            part = slice(i, i + panel), slice(j, j + panel)
+            g, g_transposed = backend.similarity_matrix_grad(
+                grad[part], s[part], x_domains[part[0]], y_domains[part[1]], temperature, sums, x_rows
+            )
+            backend.accumulate(grad_x[part[0]], g, y_rows[part[1]])
+            backend.accumulate(grad_y[part[1]], g_transposed, x_rows[part[0]])
+    one = torch.ones((), dtype=s.dtype, device=s.device)
+    in_place = [torch.arange(len(z), device=z.device) for z in (x, y)]
+    sums = -sums.to(s.dtype) / temperature[..., None]
+    return (
+        backend.scatter_rows(grad_x, x, in_place[0], x_inv_norm, one, normalize),
+        backend.scatter_rows(grad_y, y, in_place[1], y_inv_norm, one, normalize),
+        sums[..., 1],
+        sums[..., 0],
+    )
+
+
+def _walk(backend: Backend, problem: Problem):
+    side = backend.panel_rows(problem.rows)
+    return rectangles(problem.layout.tiles, backend.block, side, problem.domain_mask, backend.known_on_host)
+
+
+def _multiply(
+    backend: Backend, grad_rows: Tensor, rows: Tensor, rectangle: Rectangle, h: Tensor, h_transposed: Tensor
+) -> None:
+    """The second product: both sides of an unordered rectangle from the one H."""
+    i0, i1, j0, j1 = rectangle
+    backend.accumulate(grad_rows[i0:i1], h, rows[j0:j1])
+    if not rectangle.diagonal:
+        backend.accumulate(grad_rows[j0:j1], h_transposed, rows[i0:i1])
+
+
+def _reduction_factor(problem: Problem, reduction: str, like: Tensor) -> Tensor | float:
+    if reduction == "sum":
+        return 1.0
+    return 1.0 / (problem.layout.count > 0).sum().clamp(min=1).to(like.dtype)
+
+
+def _padded_order(z: Tensor, block: int) -> Tensor:
+    """Input order, padded with empty slots to whole tiles."""
+    order = torch.arange(padded_rows(len(z), 1, block), device=z.device)
+    return torch.where(order < len(z), order, -1)
