@@ -1,0 +1,67 @@
+"""Which of the threads that have come to a synchronising instruction may go on."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .errors import LaneError
+from .machine import Machine
+from .syntax import Instruction
+
+Gate = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""(mask of the lanes that have arrived, mask of the living) -> mask of the lanes that may go on."""
+
+_WHOLE_WARP = np.uint32(0xFFFFFFFF)
+
+
+def gate(machine: Machine, instruction: Instruction) -> Gate:
+    """The gate of one instruction of `program.GATES`."""
+    if instruction.opcode in ("mma", "ldmatrix"):
+        return _whole_warp_gate
+    if instruction.opcode in ("bar", "barrier") and "warp" not in instruction.flags:
+        return _block_gate(machine, instruction)
+    return _member_gate(machine, instruction)
+
+
+def _block_gate(machine: Machine, instruction: Instruction) -> Gate:
+    """All living threads of the block, or as many as the second operand says."""
+    count = machine.source(instruction.operands[1], "u32") if len(instruction.operands) > 1 else None
+
+    def admit(arrived: np.ndarray, alive: np.ndarray) -> np.ndarray:
+        by_block = arrived.reshape(-1, machine.lanes_per_block)
+        present = np.count_nonzero(by_block, axis=1)
+        if count is None:
+            needed = np.count_nonzero(alive.reshape(by_block.shape), axis=1)
+        else:
+            needed = count.reshape(by_block.shape)[np.arange(present.size), by_block.argmax(axis=1)]
+        return (by_block & (present == needed)[:, None]).reshape(-1)
+
+    return admit
+
+
+def _member_gate(machine: Machine, instruction: Instruction) -> Gate:
+    """The living threads of the warp that the last operand, a mask, names."""
+    members = machine.source(instruction.operands[-1], "b32")
+
+    def admit(arrived: np.ndarray, alive: np.ndarray) -> np.ndarray:
+        outside = arrived & ((members >> machine.lane_id) & np.uint32(1) == 0)
+        if outside.any():
+            raise LaneError("a thread is not in its own member mask", np.argmax(outside))
+        missing = members & np.repeat(_warp_bits(alive & ~arrived), 32)
+        return arrived & (missing == 0)
+
+    return admit
+
+
+def _whole_warp_gate(arrived: np.ndarray, alive: np.ndarray) -> np.ndarray:
+    """All 32 threads; it is an error if some of them have exited."""
+    bits = _warp_bits(arrived)
+    lacking = (bits != 0) & (_warp_bits(arrived | ~alive) == _WHOLE_WARP) & (bits != _WHOLE_WARP)
+    if lacking.any():
+        raise LaneError("the instruction needs all 32 threads of the warp, some have exited", 32 * np.argmax(lacking))
+    return arrived & np.repeat(bits == _WHOLE_WARP, 32)
+
+
+def _warp_bits(mask: np.ndarray) -> np.ndarray:
+    """For each warp an integer with a bit for each lane."""
+    return np.packbits(mask.reshape(-1, 32), axis=1, bitorder="little").view(np.uint32).reshape(-1)

@@ -1,0 +1,145 @@
+"""run(ptx_text, entry, grid, block, args): what cuLaunchKernel does, for buffers in host memory."""
+
+import struct
+from functools import lru_cache
+from math import prod
+
+import numpy as np
+import torch
+
+from . import program, types
+from .errors import PTXError
+from .machine import Dim3, Machine
+from .memory import GlobalMemory
+from .parser import parse
+from .scheduler import Scheduler
+from .syntax import Immediate, Instruction, Kernel, Parameter
+
+_LANES_AT_ONCE = 8192  # threads executed together: enough to hide Python's overhead, few enough for the caches
+
+Argument = torch.Tensor | np.ndarray | int | float | bytes
+
+
+def run(
+    ptx_text: str,
+    entry: str,
+    grid: tuple[int, ...],
+    block: tuple[int, ...],
+    args: list[Argument],
+    shared_bytes: int = 0,
+    check: bool = True,
+) -> None:
+    """Executes a kernel, all blocks of the grid.
+
+    `entry` is the kernel's (mangled) name; `shared_bytes` counts dynamic shared memory only. A tensor stands for a
+    pointer to its first element and may reach all of its storage; a numpy array must be contiguous. Stores change both
+    in place. bytes stand for a struct passed by value. `check=False` leaves out the search for data races.
+
+    Raises PTXError if the text cannot be executed, or the kernel does what the package's docstring lists.
+    """
+    kernel, segments, unproven_reads = _prepare(ptx_text, entry)
+    grid, block = _three(grid), _three(block)
+    threads = prod(block)
+    if kernel.required_threads not in (None, threads):
+        raise PTXError(f"kernel {entry} needs blocks of {kernel.required_threads} threads, not {threads}")
+    if not 0 < threads <= 1024:
+        raise PTXError(f"blocks of {threads} threads; 1 to 1024 are possible")
+    memory = GlobalMemory(_narrowest_access(kernel, "global") if check else None)
+    symbols = _map_variables(memory, kernel)
+    parameters = _encode_arguments(memory, kernel, args)
+    if not prod(grid):
+        return
+    blocks_at_once = min(prod(grid), max(1, _LANES_AT_ONCE // threads))
+    shared_cell = _narrowest_access(kernel, "shared") if check else None
+    machine = Machine(kernel, grid, block, blocks_at_once, memory, parameters, symbols, shared_bytes, shared_cell)
+    with np.errstate(all="ignore"):
+        scheduler = Scheduler(machine, segments, unproven_reads)
+        for first_block in range(0, prod(grid), blocks_at_once):
+            scheduler.run(first_block)
+
+
+@lru_cache(maxsize=256)
+def _prepare(ptx_text: str, entry: str) -> tuple[Kernel, dict[int, program.Segment], dict[int, set[str]]]:
+    kernels = parse(ptx_text)
+    if entry not in kernels:
+        raise PTXError(f"no kernel {entry!r}; the module has {', '.join(kernels) or 'none'}")
+    kernel = kernels[entry]
+    segments = program.segments(kernel)
+    return kernel, segments, program.unproven_reads(kernel, segments)
+
+
+def _three(extents: tuple[int, ...]) -> Dim3:
+    return tuple([*extents, 1, 1][:3])
+
+
+def _narrowest_access(kernel: Kernel, space: str) -> int:
+    """Bytes of the narrowest access to global or shared memory; those without a space may go to either."""
+    others = {"global", "shared", "shared::cta", "local", "const", "param"} - {space, f"{space}::cta"}
+    widths = [
+        _width(i) for i in kernel.instructions if _width(i) and (i.opcode == "cp" or not others.intersection(i.flags))
+    ]
+    return min(widths, default=16)
+
+
+def _width(instruction: Instruction) -> int | None:
+    """Bytes that one thread accesses."""
+    match instruction.opcode:
+        case "ldmatrix":
+            return 16
+        case "cp" if len(instruction.operands) > 2 and isinstance(instruction.operands[2], Immediate):
+            return instruction.operands[2].value
+        case "ld" | "st" | "atom" | "red":
+            vector = instruction.flag_among("v2", "v4", "v8", default="v1")
+            return types.bits(instruction.types[-1]) // 8 * int(vector[1:])
+    return None
+
+
+def _map_variables(memory: GlobalMemory, kernel: Kernel) -> dict[str, int]:
+    addresses = {}
+    for variable in kernel.variables:
+        if variable.space in ("global", "const"):
+            content = np.zeros(variable.size, np.uint8)
+            content[: len(variable.initial)] = np.frombuffer(variable.initial, np.uint8)
+            addresses[variable.name] = memory.map(variable.name, content)
+    return addresses
+
+
+def _encode_arguments(memory: GlobalMemory, kernel: Kernel, args: list[Argument]) -> dict[str, bytes]:
+    if len(args) != len(kernel.parameters):
+        raise PTXError(f"kernel {kernel.name} has {len(kernel.parameters)} parameters, not {len(args)}")
+    mapped: dict[int, int] = {}  # address of a buffer in host memory -> on the device
+    encoded = {}
+    for parameter, argument in zip(kernel.parameters, args, strict=True):
+        if isinstance(argument, torch.Tensor | np.ndarray):
+            start, content, offset = _buffer(argument)
+            if start not in mapped:
+                mapped[start] = memory.map(f"the buffer of {parameter.name}", content)
+            argument = mapped[start] + offset
+        encoded[parameter.name] = _encode(parameter, argument)
+    return encoded
+
+
+def _buffer(argument: torch.Tensor | np.ndarray) -> tuple[int, np.ndarray, int]:
+    """Where a buffer starts in host memory, its bytes, and where in it the argument points to."""
+    if isinstance(argument, torch.Tensor):
+        storage = argument.untyped_storage()
+        content = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
+        return storage.data_ptr(), content, argument.data_ptr() - storage.data_ptr()
+    if not argument.flags.c_contiguous:
+        raise PTXError("a numpy array has to be contiguous")
+    return argument.ctypes.data, argument.reshape(-1).view(np.uint8), 0
+
+
+def _encode(parameter: Parameter, argument: int | float | bytes) -> bytes:
+    if isinstance(argument, bytes):
+        if len(argument) != parameter.size:
+            raise PTXError(f"{parameter.name} has {parameter.size} bytes, not {len(argument)}")
+        return argument
+    bits = types.bits(parameter.type)
+    if parameter.size * 8 != bits:
+        raise PTXError(f"{parameter.name} is a struct: pass its bytes")
+    if parameter.type[0] == "f" or (parameter.type[0] == "b" and isinstance(argument, float)):
+        return struct.pack({16: "e", 32: "f", 64: "d"}[bits], argument)
+    if isinstance(argument, float) or not -(1 << bits - 1) <= argument < 1 << bits:
+        raise PTXError(f"{parameter.name} is of type {parameter.type}, which cannot hold {argument}")
+    return (int(argument) % (1 << bits)).to_bytes(bits // 8, "little")

@@ -1,0 +1,216 @@
+"""The state of a chunk of the grid: lanes, registers and memory; and operands as the arrays that hold their values.
+
+A chunk is a number of blocks. Each block takes a whole number of warps of lanes; lanes beyond its last thread, and
+those of blocks beyond the end of the grid, are dead from the start.
+"""
+
+from collections.abc import Callable
+from math import prod
+
+import numpy as np
+
+from . import types
+from .active import Active
+from .copies import CopyQueue
+from .errors import PTXError
+from .memory import GlobalMemory, PrivateMemory
+from .races import SharedRaces
+from .syntax import Address, Discard, Immediate, Kernel, Negated, Register, Special, Symbol
+
+SHARED_WINDOW, LOCAL_WINDOW = 1 << 56, 1 << 57  # where generic addresses see the two
+_DYNAMIC_SHARED_ALIGNMENT = 16
+
+Dim3 = tuple[int, int, int]
+
+
+class Machine:
+    """`parameters` holds the bytes of each kernel parameter, `symbols` the addresses of global variables."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        grid: Dim3,
+        block: Dim3,
+        blocks: int,
+        memory: GlobalMemory,
+        parameters: dict[str, bytes],
+        symbols: dict[str, int],
+        shared_bytes: int,
+        shared_cell: int | None,
+    ):
+        self.kernel, self.grid, self.block = kernel, grid, block
+        self.threads = prod(block)
+        self.lanes_per_block = -(-self.threads // 32) * 32
+        self.lane_count = blocks * self.lanes_per_block
+        lane = np.arange(self.lane_count)
+        self.block_of_lane, self.thread_of_lane = np.divmod(lane, self.lanes_per_block)
+        self.lane_id = (lane % 32).astype(np.uint32)
+        self.parameters, self.symbols = parameters, dict(symbols)
+        self.registers = {name: self._register(name, type_name) for name, type_name in kernel.registers.items()}
+        self.special = self._special_registers(shared_bytes)
+        shared_size, local_size = self._place_variables(shared_bytes)
+        races = (
+            SharedRaces(-(-shared_size // 16) * 16 * blocks, shared_cell, self.block_of_lane) if shared_cell else None
+        )
+        self.shared = PrivateMemory("shared", shared_size, self.block_of_lane, races)
+        self.local = PrivateMemory("local", local_size, lane)
+        self.memory = memory
+        self.copies = CopyQueue(self)
+
+    def start(self, first_block: int) -> np.ndarray:
+        """Makes ready for the blocks from `first_block` on; returns which lanes are alive."""
+        block = self.block_of_lane + first_block
+        for axis, name in enumerate("xyz"):
+            self.special[f"ctaid.{name}"][:] = block // prod(self.grid[:axis]) % self.grid[axis]
+        self.memory.block_of_lane = block
+        self.shared.reset()
+        self.local.reset()
+        self.copies.reset()
+        return (self.thread_of_lane < self.threads) & (block < prod(self.grid))
+
+    def source(self, operand, type_name: str) -> np.ndarray:
+        """One value for each lane; a view of the register, so that it is always up to date."""
+        match operand:
+            case Register(name):
+                return self._low_bits(self.registers[name], type_name)
+            case Special(name):
+                return self._low_bits(self.special[name], type_name)
+            case Immediate():
+                return self._constant(immediate_pattern(operand, type_name), type_name)
+            case Symbol(name):
+                return self._constant(self.address_of(name), type_name)
+        raise PTXError(f"an operand that is no {type_name} value")
+
+    def predicate(self, operand) -> Callable[[], np.ndarray]:
+        """Reads `%p` or `!%p`."""
+        if isinstance(operand, Negated):
+            register = self.source(operand.register, "pred")
+            return lambda: ~register
+        register = self.source(operand, "pred")
+        return lambda: register
+
+    def destination(self, operand, type_name: str) -> np.ndarray:
+        """A view of a register to write to; in one wider than the type, values get sign- or zero-extended."""
+        dtype = types.dtype(type_name)
+        if isinstance(operand, Discard):
+            return np.empty(self.lane_count, dtype)
+        if not isinstance(operand, Register):
+            raise PTXError("the result needs a register")
+        register = self.registers[operand.name]
+        if "b" in (register.dtype.kind, dtype.kind):
+            if register.dtype != dtype:
+                raise PTXError("predicates and numbers do not mix")
+            return register
+        if register.itemsize == dtype.itemsize:
+            return register.view(dtype)
+        if register.itemsize < dtype.itemsize or dtype.kind == "f":
+            raise PTXError(f"register %{operand.name.lstrip('%')} does not fit type {type_name}")
+        return register.view(np.dtype(f"{dtype.kind}{register.itemsize}"))
+
+    def parts(self, register: np.ndarray, count: int) -> list[np.ndarray]:
+        """Views of the equal parts of a register, least significant first."""
+        if register.strides == (0,):  # a constant
+            register = np.ascontiguousarray(register)
+        part_bits = register.itemsize * 8 // count
+        if part_bits not in types.UNSIGNED or not register.flags.c_contiguous:
+            raise PTXError(f"an operand that cannot be split in {count}")
+        view = register.view(types.UNSIGNED[part_bits])
+        return [view[part::count] for part in range(count)]
+
+    def address(self, operand) -> Callable[[Active], np.ndarray]:
+        """Computes int64 addresses for the active lanes."""
+        if not isinstance(operand, Address):
+            raise PTXError("expected an address in brackets")
+        offset = np.int64(operand.offset)
+        if isinstance(operand.base, Register):
+            register = self.registers[operand.base.name]
+            base = register.view(np.int64) if register.itemsize == 8 else register
+        else:
+            base = self.source(operand.base, "u64").view(np.int64)
+        if base.dtype == np.int64 and not operand.offset:
+            return lambda active: active.take(base)
+        return lambda active: np.add(active.take(base), offset, dtype=np.int64)
+
+    def address_of(self, symbol: str) -> int:
+        if symbol not in self.symbols:
+            raise PTXError(f"unknown symbol {symbol}")
+        return self.symbols[symbol]
+
+    def _register(self, name: str, type_name: str) -> np.ndarray:
+        dtype = np.dtype(bool) if type_name == "pred" else np.dtype(types.UNSIGNED[types.bits(type_name)])
+        register = np.empty(self.lane_count, dtype)
+        register.view(np.uint8).fill(0 if dtype.kind == "b" else 0xFF)
+        return register
+
+    def _special_registers(self, shared_bytes: int) -> dict[str, np.ndarray]:
+        def constant(value: int) -> np.ndarray:
+            return np.full(self.lane_count, value, np.uint32)
+
+        own = np.uint32(1) << self.lane_id
+        found = {
+            "laneid": self.lane_id,
+            "warpid": (self.thread_of_lane // 32).astype(np.uint32),
+            "nwarpid": constant(self.lanes_per_block // 32),
+            "dynamic_smem_size": constant(shared_bytes),
+            "lanemask_eq": own,
+            "lanemask_lt": own - np.uint32(1),
+            "lanemask_le": own | (own - np.uint32(1)),
+            "lanemask_gt": ~(own | (own - np.uint32(1))),
+            "lanemask_ge": ~(own - np.uint32(1)),
+        }
+        for axis, name in enumerate("xyz"):
+            index = self.thread_of_lane // prod(self.block[:axis]) % self.block[axis]
+            found[f"tid.{name}"] = index.astype(np.uint32)
+            found[f"ntid.{name}"] = constant(self.block[axis])
+            found[f"ctaid.{name}"] = constant(0)  # set by `start`
+            found[f"nctaid.{name}"] = constant(self.grid[axis])
+        return found
+
+    def _place_variables(self, shared_bytes: int) -> tuple[int, int]:
+        """Gives shared and local variables their addresses; returns the sizes of both memories."""
+        sizes = {"shared": 0, "local": 0}
+        dynamic = []
+        for variable in self.kernel.variables:
+            if variable.space == "shared" and variable.size == 0:
+                dynamic.append(variable)
+            elif variable.space in sizes:
+                start = -(-sizes[variable.space] // variable.alignment) * variable.alignment
+                self.symbols[variable.name] = start
+                sizes[variable.space] = start + variable.size
+        if dynamic:
+            alignment = max(_DYNAMIC_SHARED_ALIGNMENT, *(variable.alignment for variable in dynamic))
+            start = -(-sizes["shared"] // alignment) * alignment
+            self.symbols.update({variable.name: start for variable in dynamic})
+            sizes["shared"] = start + shared_bytes
+        return sizes["shared"], sizes["local"]
+
+    def _low_bits(self, register: np.ndarray, type_name: str) -> np.ndarray:
+        dtype = types.dtype(type_name)
+        if (register.dtype.kind == "b") != (dtype.kind == "b"):
+            raise PTXError("predicates and numbers do not mix")
+        if register.itemsize < dtype.itemsize:
+            raise PTXError(f"the register is too narrow for type {type_name}")
+        view = register.view(dtype)
+        return view if register.itemsize == dtype.itemsize else view[:: register.itemsize // dtype.itemsize]
+
+    def _constant(self, pattern: int, type_name: str) -> np.ndarray:
+        dtype = types.dtype(type_name)
+        if dtype.kind == "b":
+            value = np.array(pattern != 0)
+        else:
+            bits = dtype.itemsize * 8
+            value = np.array(pattern % (1 << bits), types.UNSIGNED[bits]).view(dtype)
+        return np.broadcast_to(value, self.lane_count)
+
+
+def immediate_pattern(operand: Immediate, type_name: str) -> int:
+    """The bits of an immediate read as a type."""
+    value, notation = operand.value, operand.notation
+    if notation == "f32" and type_name == "f64":
+        return int(np.array(value, np.uint32).view(np.float32).astype(np.float64).view(np.uint64))
+    if notation != "decimal":
+        return value
+    dtype = types.dtype(type_name)
+    if dtype.kind != "f":
+        raise PTXError(f"a decimal fraction as {type_name}")
+    return int(np.array(value, dtype).view(types.UNSIGNED[dtype.itemsize * 8]))
