@@ -66,7 +66,9 @@ def mp_nce_backward(
     # H is kept near 1 whatever the gradient's size, for the sake of 16-bit workspaces; `factor` comes in at the end.
     if reduction == "none":
         factor = grad.abs().amax() if grad.numel() else grad.new_zeros(())
-        scale = torch.where(order >= 0, grad[order] / torch.where(factor > 0, factor, 1), 0) if grad.numel() else lse * 0
+        scale = (
+            torch.where(order >= 0, grad[order] / torch.where(factor > 0, factor, 1), 0) if grad.numel() else lse * 0
+        )
     else:
         factor = grad * _reduction_factor(problem, reduction, grad)
         scale = torch.ones_like(lse)

@@ -88,7 +88,7 @@ def sort_rows(
     length = edges[..., 1] - edges[..., 0]
     has_itself = length.gather(1, domain[:, None])[:, 0] > 0
     runs = spread(edges.int(), 0)
-    count = spread((length.sum(1) - has_itself).int(), 0)
+    count = spread((length.sum(1) - has_itself.long()).int(), 0)
 
     first_slot = torch.arange(0, rows, block, device=device)
     tile_domain = (torch.searchsorted(start, first_slot, right=True) - 1).clamp(max=num_domains - 1)

@@ -19,7 +19,9 @@ _LIBRARY = torch.library.Library(_NAMESPACE, "FRAGMENT")
 _TAGS = (torch.Tag.needs_fixed_stride_order,)
 
 # The saved tensors of mp_nce, in the order in which the forward op returns and the backward op takes them.
-_SAVED = "Tensor rows, Tensor inv_norm, Tensor lse, Tensor coefficient, " + ", ".join(f"Tensor {n}" for n in Layout._fields)
+_SAVED = "Tensor rows, Tensor inv_norm, Tensor lse, Tensor coefficient, " + ", ".join(
+    f"Tensor {n}" for n in Layout._fields
+)
 _TABLES = "Tensor temperature, Tensor offset, Tensor weight, Tensor? domain_mask"
 _LIBRARY.define(
     f"mp_nce_fwd(Tensor embeddings, Tensor sample_ids, Tensor? domain_ids, {_TABLES}, bool ignore_domains, str reduction,"
@@ -68,9 +70,7 @@ def _fake(name: str):
 
 
 def _autograd(name: str, setup_context, backward) -> None:
-    torch.library.register_autograd(
-        f"{_NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_LIBRARY
-    )
+    torch.library.register_autograd(f"{_NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_LIBRARY)
 
 
 # ---------------------------------------------------------------------------------------------------------------- mp_nce
@@ -122,9 +122,7 @@ def _mp_nce_fwd_fake(
 
 
 @_implement("mp_nce_bwd")
-def _mp_nce_bwd(
-    grad, z, temperature, offset, weight, mask, rows, inv_norm, lse, coefficient, *layout_and_options
-):
+def _mp_nce_bwd(grad, z, temperature, offset, weight, mask, rows, inv_norm, lse, coefficient, *layout_and_options):
     *layout, need_embeddings, reduction, normalize, backend = layout_and_options
     problem = Problem(rows, Layout(*layout), temperature, offset, weight, mask)
     grad_z, grad_temperature, grad_offset = _engine.mp_nce_backward(

@@ -59,9 +59,7 @@ def mp_nce(
     k, ignore = num_domains_of(temperature, offset, weight, domain_mask)
     domains = _domains(domain_ids, embeddings, ignore)
     pair = domains[:, None], domains[None, :]
-    s = domain_similarity(
-        embeddings, None, domain_ids, temperature=temperature, offset=offset, normalize=normalize
-    )
+    s = domain_similarity(embeddings, None, domain_ids, temperature=temperature, offset=offset, normalize=normalize)
 
     present = sample_ids >= 0
     comparable = present[:, None] & present[None, :]

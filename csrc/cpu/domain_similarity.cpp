@@ -1,0 +1,106 @@
+// The matrix of domain-dependent similarities of rows in any order, and what its gradient needs.
+#include <algorithm>
+#include <vector>
+
+#include "ops.h"
+#include "parallel.h"
+#include "tensors.h"
+#include "tile_kernels.h"
+
+namespace uniclip::cpu {
+
+namespace {
+constexpr int64_t kTile = 128;
+constexpr int64_t kRowTiles = 8;
+}  // namespace
+
+void similarity_matrix(const Tensor x, const Tensor y, const Tensor x_domains, const Tensor y_domains,
+                       const Tensor temperature, const Tensor offset, Tensor s) {
+  dispatch_compute(x, [&](auto compute) {
+    using C = typename decltype(compute)::type;
+    using T = Accumulator<C>;
+    const Matrix<C> left = matrix<C>(x), right = matrix<C>(y);
+    const Matrix<T> out = matrix<T>(s), tau = matrix<T>(temperature), b = matrix<T>(offset);
+    const int32_t* dx = vector<int32_t>(x_domains);
+    const int32_t* dy = vector<int32_t>(y_domains);
+    const int64_t d = left.cols, domains = tau.rows, chunks = ceil_div(out.rows, kTile * kRowTiles);
+    struct Scratch {
+      Buffer<C> packed;
+      Buffer<T> dots, scale, shift;  // the last two: of each column, for each domain of the rows
+    };
+    const auto scratch = [&] {
+      return Scratch{make_buffer<C>(kTile * d), make_buffer<T>(kTile * kTile), make_buffer<T>(domains * kTile),
+                     make_buffer<T>(domains * kTile)};
+    };
+    parallel_tasks(ceil_div(out.cols, kTile) * chunks, scratch, [&](int64_t task, Scratch& t) {
+      const int64_t j = task / chunks * kTile, cols = std::min(kTile, out.cols - j), n = round_up(cols, kBlock);
+      pack_b_transposed(right[j], right.stride, n, d, t.packed.get());
+      for (int64_t a = 0; a < domains; ++a) {
+        for (int64_t k = 0; k < cols; ++k) {
+          t.scale[a * kTile + k] = 1 / tau[a][dy[j + k]];
+          t.shift[a * kTile + k] = b[a][dy[j + k]] / tau[a][dy[j + k]];
+        }
+      }
+      const int64_t first = task % chunks * kRowTiles * kTile, end = std::min(first + kRowTiles * kTile, out.rows);
+      for (int64_t i = first; i < end; i += kTile) {
+        const int64_t count = std::min(kTile, end - i);
+        gemm(round_up(count, kBlock), n, d, left[i], left.stride, t.packed.get(), n, t.dots.get(), n, false);
+        for (int64_t r = 0; r < count; ++r) {
+          const int64_t a = dx[i + r] * kTile;
+          tile_kernels<C>().affine_row(t.dots.get() + r * n, &t.scale[a], &t.shift[a], out[i + r] + j, cols);
+        }
+      }
+    });
+  });
+}
+
+void similarity_matrix_grad(const Tensor grad, const Tensor s, const Tensor x_domains, const Tensor y_domains,
+                            const Tensor temperature, Tensor sums, Tensor g, Tensor g_transposed) {
+  dispatch_compute(g, [&](auto compute) {
+    using C = typename decltype(compute)::type;
+    using T = Accumulator<C>;
+    const Matrix<T> upstream = matrix<T>(grad), similarity = matrix<T>(s), tau = matrix<T>(temperature);
+    const Matrix<C> out = matrix<C>(g), out_transposed = matrix<C>(g_transposed);
+    const int32_t* dx = vector<int32_t>(x_domains);
+    const int32_t* dy = vector<int32_t>(y_domains);
+    const int64_t domains = tau.rows, pairs = domains * domains;
+    const int64_t tiles = ceil_div(upstream.cols, kTile);
+    std::vector<double> parts(tiles * pairs * 2, 0.0);
+    struct Scratch {
+      Buffer<T> factor, sum_grad, sum_grad_s;  // of each column, for each domain of the rows
+    };
+    const auto scratch = [&] {
+      return Scratch{make_buffer<T>(domains * kTile), make_buffer<T>(domains * kTile), make_buffer<T>(domains * kTile)};
+    };
+    parallel_tasks(tiles, scratch, [&](int64_t task, Scratch& t) {
+      const int64_t j = task * kTile, cols = std::min(kTile, upstream.cols - j);
+      std::fill_n(t.factor.get(), domains * kTile, T(0));
+      std::fill_n(t.sum_grad.get(), domains * kTile, T(0));
+      std::fill_n(t.sum_grad_s.get(), domains * kTile, T(0));
+      for (int64_t a = 0; a < domains; ++a) {
+        for (int64_t k = 0; k < cols; ++k) t.factor[a * kTile + k] = 1 / tau[a][dy[j + k]];
+      }
+      for (int64_t i = 0; i < out.rows; ++i) {
+        std::fill_n(out[i] + j, std::min(kTile, out.cols - j), C{});
+        if (i >= upstream.rows) continue;
+        const int64_t a = dx[i] * kTile;
+        tile_kernels<C>().affine_grad_row(upstream[i] + j, similarity[i] + j, &t.factor[a], out[i] + j, &t.sum_grad[a],
+                                          &t.sum_grad_s[a], cols);
+      }
+      for (int64_t k = 0; k < std::min(kTile, out.cols - j); ++k) {
+        for (int64_t i = 0; i < out.rows; ++i) out_transposed[j + k][i] = out[i][j + k];
+      }
+      for (int64_t a = 0; a < domains; ++a) {
+        for (int64_t k = 0; k < cols; ++k) {
+          double* part = &parts[2 * (task * pairs + a * domains + dy[j + k])];
+          part[0] += t.sum_grad[a * kTile + k];
+          part[1] += t.sum_grad_s[a * kTile + k];
+        }
+      }
+    });
+    double* total = vector<double>(sums);
+    for (size_t k = 0; k < parts.size(); ++k) total[k % (pairs * 2)] += parts[k];
+  });
+}
+
+}  // namespace uniclip::cpu

@@ -1,0 +1,37 @@
+// The operators of the CPU backend. They write into tensors that the caller allocates; uniclip_kernels/_backend.py says
+// what each computes.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+namespace uniclip::cpu {
+
+using torch::stable::Tensor;
+
+// Rows of a tile of the layout: domains start at multiples of it, and widths of products are padded to it.
+constexpr int64_t kBlock = 32;
+
+void gather_rows(const Tensor z, const Tensor order, bool normalize, Tensor rows, Tensor inv_norm);
+void scatter_rows(const Tensor grad_rows, const Tensor z, const Tensor slot, const Tensor inv_norm, const Tensor factor,
+                  bool normalize, Tensor grad);
+
+void similarity_lse(const Tensor rows, const Tensor ids, const Tensor tiles, const Tensor temperature,
+                    const Tensor offset, int64_t i0, int64_t i1, int64_t j0, int64_t j1, Tensor lse);
+void similarity_grad(const Tensor rows, const Tensor ids, const Tensor tiles, const Tensor temperature,
+                     const Tensor offset, const Tensor lse, const Tensor coefficient, int64_t i0, int64_t i1,
+                     int64_t j0, int64_t j1, Tensor sums, Tensor h, Tensor h_transposed);
+void accumulate(Tensor out, const Tensor a, const Tensor b);
+
+void positives_forward(const Tensor rows, const Tensor tiles, const Tensor runs, const Tensor count,
+                       const Tensor temperature, const Tensor offset, const Tensor weight, const Tensor lse,
+                       Tensor loss, Tensor coefficient);
+void positives_backward(const Tensor rows, const Tensor tiles, const Tensor runs, const Tensor count,
+                        const Tensor temperature, const Tensor offset, const Tensor weight, const Tensor lse,
+                        const Tensor scale, Tensor grad_rows, Tensor sums);
+
+void similarity_matrix(const Tensor x, const Tensor y, const Tensor x_domains, const Tensor y_domains,
+                       const Tensor temperature, const Tensor offset, Tensor s);
+void similarity_matrix_grad(const Tensor grad, const Tensor s, const Tensor x_domains, const Tensor y_domains,
+                            const Tensor temperature, Tensor sums, Tensor g, Tensor g_transposed);
+
+}  // namespace uniclip::cpu

@@ -1,0 +1,130 @@
+// Vectors of T as wide as the instruction set that this file is compiled for, by the compiler's own vector extension.
+// Included only by tile_kernels.inc, inside one namespace per instruction set; UNICLIP_VECTOR_BYTES is set there.
+
+template <class T>
+struct VectorOf {
+  static constexpr int size = UNICLIP_VECTOR_BYTES / sizeof(T);
+  typedef T type __attribute__((vector_size(UNICLIP_VECTOR_BYTES)));
+};
+template <class T>
+using Vec = typename VectorOf<T>::type;
+template <class T>
+constexpr int kLanes = VectorOf<T>::size;
+
+template <class T>
+inline Vec<T> load(const T* p) {
+  Vec<T> v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class T>
+inline void store(T* p, Vec<T> v) {
+  std::memcpy(p, &v, sizeof v);
+}
+template <class T>
+inline Vec<T> splat(T x) {
+  return x - Vec<T>{};
+}
+template <class T>
+inline T sum(Vec<T> v) {
+  T total = 0;
+  for (int l = 0; l < kLanes<T>; ++l) total += v[l];
+  return total;
+}
+template <class T>
+inline T maximum(Vec<T> v) {
+  T best = v[0];
+  for (int l = 1; l < kLanes<T>; ++l) best = best < v[l] ? v[l] : best;
+  return best;
+}
+template <class V>
+inline V larger(V a, V b) {
+  return a > b ? a : b;
+}
+// 0, 1, 2, …
+template <class T>
+inline Vec<T> iota() {
+  Vec<T> v;
+  for (int l = 0; l < kLanes<T>; ++l) v[l] = T(l);
+  return v;
+}
+
+// The low 32 bits of `ids` beside the lanes of Vec<T>: sample numbers compare as integers of T's width.
+inline auto load_ids(const int32_t* p, float) {
+  typedef int32_t V __attribute__((vector_size(UNICLIP_VECTOR_BYTES)));
+  V v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+inline auto load_ids(const int32_t* p, double) {
+  typedef int64_t V __attribute__((vector_size(UNICLIP_VECTOR_BYTES)));
+  V v;
+  for (int l = 0; l < kLanes<double>; ++l) v[l] = p[l];
+  return v;
+}
+
+// 2^x to 1e-7 of its value: x = n + f with |f| <= 1/2, a polynomial in f, n added to the exponent. Below -126 the
+// result stays at 2^-126, which no sum beside a term of 1 can see; NaN stays NaN.
+inline Vec<float> exp2(Vec<float> x) {
+  typedef int32_t Int __attribute__((vector_size(UNICLIP_VECTOR_BYTES)));
+  const Vec<float> y = x < -126.0f ? splat(-126.0f) : x;
+  const Vec<float> shifted = y + 12582912.0f;  // 1.5 * 2^23 rounds to an integer, kept in the low bits
+  const Vec<float> f = y - (shifted - 12582912.0f);
+  Vec<float> p = f * 1.535367581e-4f + 1.339889562e-3f;
+  p = p * f + 9.618436283e-3f;
+  p = p * f + 5.550332400e-2f;
+  p = p * f + 2.402264792e-1f;
+  p = p * f + 6.931472029e-1f;
+  p = p * f + 1.0f;
+  const Int scaled = (Int)p + ((Int)shifted << 23);
+  return x == x ? (Vec<float>)scaled : x;
+}
+inline Vec<double> exp2(Vec<double> x) {
+  Vec<double> y;
+  for (int l = 0; l < kLanes<double>; ++l) y[l] = std::exp2(x[l]);
+  return y;
+}
+
+// Loads widen to the accumulator, stores round to nearest even (NaN to a quiet NaN). Arithmetic is never done in 16
+// bits.
+typedef uint32_t Bits __attribute__((vector_size(UNICLIP_VECTOR_BYTES)));
+typedef uint16_t HalfBits __attribute__((vector_size(UNICLIP_VECTOR_BYTES / 2)));
+
+inline Bits load_bits(const void* p) {
+  HalfBits narrow;
+  std::memcpy(&narrow, p, sizeof narrow);
+  return __builtin_convertvector(narrow, Bits);
+}
+inline void store_bits(void* p, Bits wide) {
+  const HalfBits narrow = __builtin_convertvector(wide, HalfBits);
+  std::memcpy(p, &narrow, sizeof narrow);
+}
+
+inline Vec<float> widen(const float* p) { return load(p); }
+inline Vec<double> widen(const double* p) { return load(p); }
+inline Vec<float> widen(const bfloat16* p) { return (Vec<float>)(load_bits(p) << 16); }
+inline Vec<float> widen(const half* p) {
+  const Bits h = load_bits(p), magnitude = h & 0x7fffu;
+  const Bits scaled =
+      (Bits)((Vec<float>)(magnitude << 13) * 0x1p112f);  // moves the exponent's bias, subnormals included
+  const Bits special = (magnitude << 13) | 0x7f800000u;  // infinity and NaN
+  return (Vec<float>)((magnitude < 0x7c00u ? scaled : special) | ((h & 0x8000u) << 16));
+}
+
+inline void narrow(float* p, Vec<float> v) { store(p, v); }
+inline void narrow(double* p, Vec<double> v) { store(p, v); }
+inline void narrow(bfloat16* p, Vec<float> v) {
+  const Bits u = (Bits)v;
+  const Bits rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  store_bits(p, v == v ? rounded : 0x7fc0u - Bits{});
+}
+inline void narrow(half* p, Vec<float> v) {
+  const Bits u = (Bits)v, magnitude = u & 0x7fffffffu;
+  const Bits normal = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  const Bits subnormal =
+      (Bits)((Vec<float>)magnitude + 0.5f) - 0x3f000000u;  // 0.5 has half's smallest step as its last bit
+  Bits h = magnitude < 0x38800000u ? subnormal : normal;
+  h = magnitude < 0x477ff000u ? h : 0x7c00u - Bits{};
+  h = v == v ? h : 0x7e00u - Bits{};
+  store_bits(p, h | ((u >> 16) & 0x8000u));
+}

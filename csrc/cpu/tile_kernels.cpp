@@ -1,0 +1,113 @@
+// Compiles tile_kernels.inc for each instruction set and chooses among them.
+#include "tile_kernels.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <string_view>
+
+#pragma GCC diagnostic ignored "-Wpsabi"
+
+#if defined(__x86_64__)
+#define UNICLIP_PRAGMA(text) _Pragma(#text)
+#if defined(__clang__)
+#define UNICLIP_BEGIN_TARGET(isa) \
+  UNICLIP_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
+#define UNICLIP_END_TARGET UNICLIP_PRAGMA(clang attribute pop)
+#else
+#define UNICLIP_BEGIN_TARGET(isa) UNICLIP_PRAGMA(GCC push_options) UNICLIP_PRAGMA(GCC target(isa))
+#define UNICLIP_END_TARGET UNICLIP_PRAGMA(GCC pop_options)
+#endif
+
+UNICLIP_BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
+#define UNICLIP_VECTOR_BYTES 64
+namespace uniclip::avx512 {
+#include "tile_kernels.inc"
+}
+#undef UNICLIP_VECTOR_BYTES
+UNICLIP_END_TARGET
+
+UNICLIP_BEGIN_TARGET("avx2,fma")
+#define UNICLIP_VECTOR_BYTES 32
+namespace uniclip::avx2 {
+#include "tile_kernels.inc"
+}
+#undef UNICLIP_VECTOR_BYTES
+UNICLIP_END_TARGET
+#endif
+
+#define UNICLIP_VECTOR_BYTES 16
+namespace uniclip::baseline {
+#include "tile_kernels.inc"
+}
+#undef UNICLIP_VECTOR_BYTES
+
+namespace uniclip {
+namespace {
+
+enum class Level { kBaseline, kAvx2, kAvx512 };
+
+Level detect() {
+  Level level = Level::kBaseline;
+#if defined(__x86_64__)
+  const char* set = std::getenv("ATEN_CPU_CAPABILITY");
+  const std::string_view wanted = set ? set : "avx512";
+  if (wanted == "default") return level;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) level = Level::kAvx2;
+  if (wanted == "avx2") return level;
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl")) {
+    level = Level::kAvx512;
+  }
+#endif
+  return level;
+}
+
+Level level() {
+  static const Level chosen = detect();
+  return chosen;
+}
+
+#if defined(__x86_64__)
+#define UNICLIP_CHOOSE(...)                        \
+  (level() == Level::kAvx512 ? avx512::__VA_ARGS__ \
+   : level() == Level::kAvx2 ? avx2::__VA_ARGS__   \
+                             : baseline::__VA_ARGS__)
+#else
+#define UNICLIP_CHOOSE(...) baseline::__VA_ARGS__
+#endif
+
+}  // namespace
+
+const char* instruction_set() {
+  constexpr const char* names[] = {"baseline", "avx2", "avx512"};
+  return names[static_cast<int>(level())];
+}
+
+void transpose(const uint32_t* in, int64_t in_stride, int64_t rows, int64_t cols, uint32_t* out, int64_t out_stride) {
+  UNICLIP_CHOOSE(transpose(in, in_stride, rows, cols, out, out_stride));
+}
+
+template <class C>
+const TileKernels<C>& tile_kernels() {
+  static const TileKernels<C> table = UNICLIP_CHOOSE(tile_table<C>());
+  return table;
+}
+template const TileKernels<float>& tile_kernels<float>();
+template const TileKernels<double>& tile_kernels<double>();
+template const TileKernels<bfloat16>& tile_kernels<bfloat16>();
+
+template <class In, class C>
+const RowKernels<In, C>& row_kernels() {
+  static const RowKernels<In, C> table = UNICLIP_CHOOSE(row_table<In, C>());
+  return table;
+}
+template const RowKernels<double, double>& row_kernels<double, double>();
+template const RowKernels<float, float>& row_kernels<float, float>();
+template const RowKernels<half, float>& row_kernels<half, float>();
+template const RowKernels<bfloat16, float>& row_kernels<bfloat16, float>();
+template const RowKernels<bfloat16, bfloat16>& row_kernels<bfloat16, bfloat16>();
+
+}  // namespace uniclip

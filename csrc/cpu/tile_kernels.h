@@ -1,0 +1,76 @@
+// The inner loops, in one variant for each instruction set; the best one that the processor has is chosen at run time.
+#pragma once
+
+#include "types.h"
+
+namespace uniclip {
+
+// A tile of dot products in memory. Similarities in base 2 are x = dot * scale - shift, scale = log2(e) / τ.
+template <class T>
+struct Tile {
+  T* dots;
+  int64_t stride;  // of rows; a multiple of the widest vector
+  int rows, cols;  // filled; columns up to `stride` and rows up to `padded_rows` may be read and written
+  int padded_rows;
+  T scale, shift;
+  const int32_t* row_ids;  // sample numbers, or null where the tile cannot hold two rows of one sample
+  const int32_t* col_ids;
+};
+
+// Statistics of negatives in base 2, x = log2(e) s: a maximum and Σ 2^(x - maximum).
+template <class T>
+struct Statistics {
+  T* max;
+  T* sum;
+};
+
+// C is the type of the rows, T the type of all sums.
+template <class C>
+struct TileKernels {
+  using T = Accumulator<C>;
+
+  // Row and column statistics of the negatives of a tile. Overwrites the dot products.
+  void (*lse_tile)(const Tile<T>& tile, Statistics<T> row, Statistics<T> col);
+
+  // lse[i] (natural) joined with parts[p * stride + i], p < parts, for i < n.
+  void (*merge_lse)(T* lse, Statistics<T> parts, int count, int64_t stride, int64_t n);
+
+  // H of the negatives in place of the dot products, zero elsewhere up to the padding. lse in base 2. Returns Σ H and Σ
+  // H x.
+  void (*grad_tile)(const Tile<T>& tile, const T* row_lse, const T* row_coefficient, const T* col_lse,
+                    const T* col_coefficient, double sums[2]);
+
+  // out = factor * in, rounded to C; cols is a multiple of the widest vector.
+  void (*store_tile)(const T* in, int64_t in_stride, int rows, int cols, T factor, C* out, int64_t out_stride);
+
+  T (*dot)(const C* a, const C* b, int64_t n);
+  void (*axpy)(T a, const C* x, T* y, int64_t n);
+
+  // Tiles of domain_similarity: s = dot * scale[j] - shift[j], columns of any domain, n columns.
+  void (*affine_row)(const T* dots, const T* scale, const T* shift, T* s, int64_t n);
+  // out = grad * factor[j] rounded to C, with Σ grad and Σ grad s added to each column's pair of sums.
+  void (*affine_grad_row)(const T* grad, const T* s, const T* factor, C* out, T* sum_grad, T* sum_grad_s, int64_t n);
+};
+
+// Rows of the user's type In to and from rows of the compute type C.
+template <class In, class C>
+struct RowKernels {
+  using T = Accumulator<C>;
+  T (*norm)(const In* x, int64_t n);
+  void (*scale)(const In* x, T factor, C* out, int64_t n);
+  // out = factor (g - u (u·g)), u = inv_norm x, or factor g where `project` is false.
+  void (*backward)(const T* g, const In* x, T inv_norm, bool project, T factor, In* out, int64_t n);
+};
+
+template <class C>
+const TileKernels<C>& tile_kernels();
+template <class In, class C>
+const RowKernels<In, C>& row_kernels();
+
+// out (cols x rows) = in (rows x cols) transposed, in 32-bit words.
+void transpose(const uint32_t* in, int64_t in_stride, int64_t rows, int64_t cols, uint32_t* out, int64_t out_stride);
+
+// "avx512", "avx2" or "baseline": as the processor has it and ATEN_CPU_CAPABILITY, PyTorch's own switch, allows.
+const char* instruction_set();
+
+}  // namespace uniclip

@@ -1,0 +1,29 @@
+// Element types and what belongs to each: the type that sums are kept in.
+#pragma once
+
+#include <cstdint>
+
+namespace uniclip {
+
+struct bfloat16 {
+  uint16_t bits;
+};
+struct half {
+  uint16_t bits;
+};
+
+template <class T>
+struct AccumulatorOf {
+  using type = float;
+};
+template <>
+struct AccumulatorOf<double> {
+  using type = double;
+};
+template <class T>
+using Accumulator = typename AccumulatorOf<T>::type;
+
+constexpr double kLog2E = 1.4426950408889634;
+constexpr double kLn2 = 0.6931471805599453;
+
+}  // namespace uniclip

@@ -1,0 +1,115 @@
+"""The CPU backend: C++ tiles with the vector instructions that the processor has, products by PyTorch's own library."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _C
+from ._backend import Backend
+from ._layout import Rectangle
+from ._problem import Problem
+
+_ops = torch.ops.uniclip_kernels
+
+
+class CPUBackend(Backend):
+    device_type = "cpu"
+    block = _C.cpu_block
+    column_multiple = 32
+    known_on_host = True
+    workspace_bytes = 10 << 20  # twice, for H and its transpose; small enough to stay in the last-level cache
+
+    def unusable(self) -> str | None:
+        return None
+
+    def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        if dtype == torch.bfloat16 and _C.cpu_has_fast_bfloat16():
+            return dtype
+        return torch.float64 if dtype == torch.float64 else torch.float32
+
+    def gather_rows(self, z: Tensor, order: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
+        rows = z.new_empty(len(order), self.padded_columns(z.shape[1]), dtype=self.compute_dtype(z.dtype))
+        inv_norm = z.new_empty(len(order), dtype=_accumulator(rows))
+        _ops.cpu_gather_rows(z, order, normalize, rows, inv_norm)
+        return rows, inv_norm
+
+    def scatter_rows(
+        self, grad_rows: Tensor, z: Tensor, slot: Tensor, inv_norm: Tensor, factor: Tensor, normalize: bool
+    ) -> Tensor:
+        grad = torch.empty(z.shape, dtype=z.dtype)
+        _ops.cpu_scatter_rows(grad_rows, z, slot, inv_norm, factor, normalize, grad)
+        return grad
+
+    def similarity_lse(self, problem: Problem, rectangle: Rectangle, lse: Tensor) -> None:
+        _ops.cpu_similarity_lse(*_similarities(problem), *rectangle, lse)
+
+    def similarity_grad(
+        self, problem: Problem, rectangle: Rectangle, lse: Tensor, coefficient: Tensor, sums: Tensor, work: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        h, h_transposed = work
+        _ops.cpu_similarity_grad(
+            *_similarities(problem), lse, coefficient, *rectangle, sums, h, h if rectangle.diagonal else h_transposed
+        )
+        return h, h_transposed
+
+    def accumulate(self, out: Tensor, a: Tensor, b: Tensor) -> None:
+        _ops.cpu_accumulate(out, a, b)
+
+    def positives_forward(self, problem: Problem, lse: Tensor) -> tuple[Tensor, Tensor]:
+        loss, coefficient = torch.empty_like(lse), torch.empty_like(lse)
+        _ops.cpu_positives_forward(*_positives(problem), lse, loss, coefficient)
+        return loss, coefficient
+
+    def positives_backward(
+        self, problem: Problem, lse: Tensor, scale: Tensor, grad_rows: Tensor | None, sums: Tensor
+    ) -> None:
+        grad_rows = lse.new_empty(0, 0) if grad_rows is None else grad_rows
+        _ops.cpu_positives_backward(*_positives(problem), lse, scale, grad_rows, sums)
+
+    def similarity_matrix(
+        self, x: Tensor, y: Tensor, x_domains: Tensor, y_domains: Tensor, temperature: Tensor, offset: Tensor
+    ) -> Tensor:
+        s = x.new_empty(len(x_domains), len(y_domains), dtype=_accumulator(x))
+        _ops.cpu_similarity_matrix(x, y, x_domains, y_domains, temperature, offset, s)
+        return s
+
+    def similarity_matrix_grad(
+        self,
+        grad: Tensor,
+        s: Tensor,
+        x_domains: Tensor,
+        y_domains: Tensor,
+        temperature: Tensor,
+        sums: Tensor,
+        like: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        mx, my = (-(-n // self.block) * self.block for n in grad.shape)
+        g, g_transposed = like.new_empty(mx, my), like.new_empty(my, mx)
+        _ops.cpu_similarity_matrix_grad(grad, s, x_domains, y_domains, temperature, sums, g, g_transposed)
+        return g, g_transposed
+
+
+def _accumulator(rows: Tensor) -> torch.dtype:
+    return torch.float64 if rows.dtype == torch.float64 else torch.float32
+
+
+def _similarities(problem: Problem) -> tuple[Tensor, ...]:
+    layout = problem.layout
+    return problem.rows, layout.ids, layout.tiles, problem.temperature, problem.offset
+
+
+def _positives(problem: Problem) -> tuple[Tensor, ...]:
+    layout = problem.layout
+    return (
+        problem.rows,
+        layout.tiles,
+        layout.runs,
+        layout.count,
+        problem.temperature,
+        problem.offset,
+        problem.weight,
+    )
+
+
+BACKEND = CPUBackend()
