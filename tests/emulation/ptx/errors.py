@@ -6,7 +6,7 @@ class PTXError(RuntimeError):
 
 
 class LaneError(Exception):
-    """What a lane did wrong in the instruction being executed; the scheduler turns it into a PTXError that says where."""
+    """What a lane did wrong in the current instruction; the scheduler makes of it a PTXError that says where."""
 
     def __init__(self, message: str, lane: int | None = None):
         super().__init__(message)

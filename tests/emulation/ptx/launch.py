@@ -15,7 +15,7 @@ from .parser import parse
 from .scheduler import Scheduler
 from .syntax import Immediate, Instruction, Kernel, Parameter
 
-_LANES_AT_ONCE = 8192  # threads executed together: enough to hide Python's overhead, few enough for the caches
+_LANES_AT_ONCE = 4096  # threads executed together: enough to hide Python's overhead, few enough for the caches
 
 Argument = torch.Tensor | np.ndarray | int | float | bytes
 

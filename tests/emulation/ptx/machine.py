@@ -121,15 +121,11 @@ class Machine:
         """Computes int64 addresses for the active lanes."""
         if not isinstance(operand, Address):
             raise PTXError("expected an address in brackets")
-        offset = np.int64(operand.offset)
         if isinstance(operand.base, Register):
-            register = self.registers[operand.base.name]
-            base = register.view(np.int64) if register.itemsize == 8 else register
+            base = self.registers[operand.base.name]
         else:
-            base = self.source(operand.base, "u64").view(np.int64)
-        if base.dtype == np.int64 and not operand.offset:
-            return lambda active: active.take(base)
-        return lambda active: np.add(active.take(base), offset, dtype=np.int64)
+            base = self.source(operand.base, "u64")
+        return lambda active: active.take(base).astype(np.int64) + operand.offset
 
     def address_of(self, symbol: str) -> int:
         if symbol not in self.symbols:

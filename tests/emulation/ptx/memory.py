@@ -21,8 +21,8 @@ _ALIGNMENT = 256  # that of cudaMalloc
 
 def require_alignment(address: np.ndarray, width: int, lanes: np.ndarray) -> None:
     if np.bitwise_or.reduce(address) & (width - 1):
-        worst = int(np.argmax(address & (width - 1) != 0))
-        raise LaneError(f"misaligned access: {width} bytes at {int(address[worst]):#x}", lanes[worst])
+        first = int(np.argmax(address & (width - 1) != 0))
+        raise LaneError(f"misaligned access: {width} bytes at {int(address[first]):#x}", lanes[first])
 
 
 def _view(content: np.ndarray, bits: int) -> np.ndarray:
@@ -120,12 +120,13 @@ class GlobalMemory:
                 )
             buffer = self.buffers[owner]
             offset = address[part] - buffer.base
-            worst = int(np.argmax(offset))
-            if int(offset[worst]) + width > buffer.content.size:
+            beyond = offset + width > buffer.content.size
+            if beyond.any():
+                first = int(np.argmax(beyond))
                 raise LaneError(
-                    f"out of bounds: {width} bytes at byte {int(offset[worst])} of {buffer.name}, "
+                    f"out of bounds: {width} bytes at byte {int(offset[first])} of {buffer.name}, "
                     f"which has {buffer.content.size}",
-                    lanes[part[worst]],
+                    lanes[part[first]],
                 )
             yield buffer, part, offset
 
@@ -150,12 +151,12 @@ class PrivateMemory:
     def locate(self, address: np.ndarray, width: int, lanes: np.ndarray) -> np.ndarray:
         """Checked byte offsets into `content`."""
         require_alignment(address, width, lanes)
-        if int(address.view(np.uint64).max()) + width > self.size:
-            worst = int(np.argmax(address.view(np.uint64)))
+        if int(address.view(np.uint64).max()) + width > self.size:  # negative ones are huge here
+            first = int(np.argmax((address < 0) | (address + width > self.size)))
             raise LaneError(
-                f"out of bounds: {width} bytes at {self.name} address {int(address[worst])}, "
+                f"out of bounds: {width} bytes at {self.name} address {int(address[first])}, "
                 f"of which there are {self.size} bytes",
-                lanes[worst],
+                lanes[first],
             )
         return address + self._start_of_lane[lanes]
 

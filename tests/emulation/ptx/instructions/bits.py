@@ -113,7 +113,7 @@ def permute_bytes(machine: Machine, instruction: Instruction) -> Execute:
 
 @operation("bfe", on="integer")
 def extract_field(machine: Machine, instruction: Instruction) -> Execute:
-    """Bits [start, start + length), sign-extended for signed types; bits beyond the top are copies of the sign, or 0."""
+    """Bits [start, start + length), sign-extended for signed types; beyond the top come copies of the sign, or 0."""
     (type_name,) = instruction.types
     to, value, start, length = instruction.operands
     out = machine.destination(to, type_name)

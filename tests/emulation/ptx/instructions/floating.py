@@ -1,6 +1,6 @@
 """Floating-point arithmetic: float32 and float64 directly, halves (alone or packed in pairs) by way of float64.
 
-Only rounding to nearest even is supported, apart from approximate functions, which have no rounding to choose.
+Results are rounded to nearest even; float32 ones towards zero if the instruction says so, other modes are errors.
 """
 
 from collections.abc import Callable
@@ -44,7 +44,7 @@ _FUNCTIONS: dict[str, tuple[int, Callable]] = {
     "tanh": (1, np.tanh),
 }
 _NAN_FUNCTIONS = {"min": np.minimum, "max": np.maximum}
-_FLAGS = "rn approx full ftz sat relu NaN"
+_FLAGS = "rn rz approx full ftz sat relu NaN"
 
 
 @operation(*_FUNCTIONS, on="float", flags=_FLAGS)
@@ -104,6 +104,10 @@ def _function(instruction: Instruction, operand_count: int) -> Callable:
         raise PTXError(f"{instruction.opcode} takes {expected} operands")
     if "NaN" in flags:
         function = _NAN_FUNCTIONS[instruction.opcode]
+    if "rz" in flags:
+        if instruction.types != ("f32",):
+            raise PTXError("rounding towards zero is supported for f32 only")
+        function = _towards_zero(function)
     if "ftz" in flags and "f32" in instruction.types:
         function = _flushing(function)
     if "sat" in flags:
@@ -115,6 +119,15 @@ def _function(instruction: Instruction, operand_count: int) -> Callable:
 
 def _then(function: Callable, last: Callable) -> Callable:
     return lambda *arguments: last(function(*arguments))
+
+
+def _towards_zero(function: Callable) -> Callable:
+    def truncated(*arguments: np.ndarray) -> np.ndarray:
+        exact = function(*[argument.astype(np.float64) for argument in arguments])
+        nearest = exact.astype(np.float32)
+        return np.where(np.abs(nearest) > np.abs(exact), np.nextafter(nearest, np.float32(0)), nearest)
+
+    return truncated
 
 
 def _flushing(function: Callable) -> Callable:
