@@ -33,7 +33,8 @@ class Backend(ABC):
     block: int  # slots in a tile of the layout
     column_multiple: int  # D is padded to a multiple of this
     known_on_host: bool  # may the layout be read on the host without waiting for a device?
-    workspace_bytes: int  # budget of one strip of the gradient of the similarities
+    workspace_bytes: int  # budget of one rectangle of the gradient of the similarities
+    stores_transpose: bool  # does its transpose take as much again, or is it a view?
 
     def padded_columns(self, d: int) -> int:
         return -(-d // self.column_multiple) * self.column_multiple

@@ -72,11 +72,13 @@ def mp_nce_backward(
     else:
         factor = grad * _reduction_factor(problem, reduction, grad)
         scale = torch.ones_like(lse)
+    gain = _gain(rows, 2 * coefficient * scale, problem.temperature)
+    scale, factor = scale * gain, factor / gain
 
     grad_rows = torch.zeros_like(rows, dtype=lse.dtype) if need_embeddings else None
     sums = torch.zeros(*problem.temperature.shape, 2, dtype=torch.float64, device=rows.device)
     side = min(backend.panel_rows(rows), rows.shape[0])
-    work = rows.new_empty(2, side, side)
+    work = rows.new_empty(1 + backend.stores_transpose, side, side)
     coefficient = coefficient * scale
     for rectangle in _walk(backend, problem):
         h, h_transposed = backend.similarity_grad(problem, rectangle, lse, coefficient, sums, work)
@@ -128,7 +130,8 @@ def similarity_backward(
     sums = torch.zeros(*temperature.shape, 2, dtype=torch.float64, device=x.device)
     grad_x = torch.zeros_like(x_rows, dtype=s.dtype)
     grad_y = torch.zeros_like(y_rows, dtype=s.dtype)
-    grad = grad.to(s.dtype).contiguous()
+    gain = _gain(x_rows, grad, temperature)
+    grad = grad.to(s.dtype).contiguous() if isinstance(gain, float) else grad * gain
     panel = backend.panel_rows(x_rows)
     for i in range(0, len(x), panel):
         for j in range(0, len(y), panel):
@@ -138,12 +141,12 @@ def similarity_backward(
             )
             backend.accumulate(grad_x[part[0]], g, y_rows[part[1]])
             backend.accumulate(grad_y[part[1]], g_transposed, x_rows[part[0]])
-    one = torch.ones((), dtype=s.dtype, device=s.device)
+    factor = torch.ones((), dtype=s.dtype, device=s.device) / gain
     in_place = [torch.arange(len(z), device=z.device) for z in (x, y)]
-    sums = -sums.to(s.dtype) / temperature[..., None]
+    sums = -sums.to(s.dtype) * factor / temperature[..., None]
     return (
-        backend.scatter_rows(grad_x, x, in_place[0], x_inv_norm, one, normalize),
-        backend.scatter_rows(grad_y, y, in_place[1], y_inv_norm, one, normalize),
+        backend.scatter_rows(grad_x, x, in_place[0], x_inv_norm, factor, normalize),
+        backend.scatter_rows(grad_y, y, in_place[1], y_inv_norm, factor, normalize),
         sums[..., 1],
         sums[..., 0],
     )
@@ -168,6 +171,14 @@ def _reduction_factor(problem: Problem, reduction: str, like: Tensor) -> Tensor 
     if reduction == "sum":
         return 1.0
     return 1.0 / (problem.layout.count > 0).sum().clamp(min=1).to(like.dtype)
+
+
+def _gain(rows: Tensor, h: Tensor, temperature: Tensor) -> Tensor | float:
+    """Where H / τ is kept in float16, a power of two that brings the largest to about 2^14: weights may have any size."""
+    if rows.dtype != torch.float16 or h.numel() == 0:
+        return 1.0
+    bound = h.abs().amax() / temperature.amin()
+    return torch.where(bound > 0, torch.exp2(14 - bound.log2().ceil()), 1.0)
 
 
 def _padded_order(z: Tensor, block: int) -> Tensor:
