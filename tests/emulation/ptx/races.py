@@ -131,19 +131,19 @@ class BlockOwnership:
 
     def write(self, offset: np.ndarray, width: int, lanes: np.ndarray, block_of_lane: np.ndarray) -> None:
         if self._owner is None:
-            self._owner = np.full(self._cells, -1, np.int32)
+            self._owner = np.zeros(self._cells, np.int32)  # block number + 1; pages of zeros cost nothing until used
         cells = _cells(offset, width, self._cell)
         self._require_own(cells, lanes, block_of_lane, "overwrites")
-        self._owner[cells] = block_of_lane[lanes][:, None]
+        self._owner[cells] = block_of_lane[lanes][:, None] + 1
         self._require_own(cells, lanes, block_of_lane, "overwrites")  # two blocks in this very instruction
 
     def _require_own(self, cells: np.ndarray, lanes: np.ndarray, block_of_lane: np.ndarray, verb: str) -> None:
         owner = self._owner[cells]
-        foreign = (owner >= 0) & (owner != block_of_lane[lanes][:, None])
+        foreign = (owner > 0) & (owner != block_of_lane[lanes][:, None] + 1)
         if foreign.any():
             access, column = np.unravel_index(np.argmax(foreign), foreign.shape)
             raise LaneError(
                 f"data race between blocks: {verb} byte {int(cells[access, column]) * self._cell} of {self._name}, "
-                f"which block {int(owner[access, column])} wrote",
+                f"which block {int(owner[access, column]) - 1} wrote",
                 lanes[access],
             )

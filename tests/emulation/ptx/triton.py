@@ -30,7 +30,10 @@ class PTXKernel:
 
     def __init__(self, fn: triton.JITFunction, check: bool = True):
         if not isinstance(fn, triton.JITFunction):
-            raise TypeError(f"fn has to be a triton.JITFunction, not {type(fn).__name__}")
+            raise TypeError(
+                f"fn has to be a triton.JITFunction, not {type(fn).__name__} "
+                "(triton.jit makes an InterpretedFunction while TRITON_INTERPRET is set)"
+            )
         self.fn, self.check = fn, check
         self.compiled: dict[str, CompiledKernel] = {}
         self._backend = make_backend(_TARGET)
