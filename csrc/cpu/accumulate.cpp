@@ -11,7 +11,7 @@ namespace {
 
 constexpr int64_t kRows = 128;  // of `out` in one task
 constexpr int64_t kCols = 512;
-constexpr int64_t kDepth = 256;  // rows of `b` multiplied at a time
+constexpr int64_t kDepth = 512;  // rows of `b` multiplied at a time
 
 // b as gemm wants it: bfloat16 is packed once for all tasks, other types are used as they lie.
 template <class C>

@@ -16,12 +16,8 @@ namespace blas = at::native::cpublas;
 
 template <>
 void pack_b(const bfloat16* b, int64_t stride, int64_t k, int64_t n, bfloat16* packed) {
-  for (int64_t i = 0; i < k; i += 2) {
-    for (int64_t j = 0; j < n; ++j) {
-      packed[i * n + 2 * j] = b[i * stride + j];
-      packed[i * n + 2 * j + 1] = b[(i + 1) * stride + j];
-    }
-  }
+  for (int64_t i = 0; i < k; i += 2)
+    tile_kernels<bfloat16>().interleave(b + i * stride, b + (i + 1) * stride, packed + i * n, n);
 }
 
 template <>

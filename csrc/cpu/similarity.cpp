@@ -148,12 +148,12 @@ void similarity_grad(const Tensor rows, const Tensor ids, const Tensor tiles, co
     r.for_each_tile([&](int64_t it, int64_t jt, const Tile<T>& tile, T* turned) {
       const int64_t i = it * kTile, j = jt * kTile;
       T row_lse[kTile], col_lse[kTile];
-      for (int64_t k = 0; k < tile.rows; ++k) row_lse[k] = lse_of[i0 + i + k] * T(kLog2E);
+      for (int64_t k = 0; k < tile.padded_rows; ++k) row_lse[k] = lse_of[i0 + i + k] * T(kLog2E);
       for (int64_t k = 0; k < tile.stride; ++k) col_lse[k] = lse_of[j0 + j + k] * T(kLog2E);
       double* part = &parts[2 * (it * r.col_tiles() + jt)];
-      kernels.grad_tile(tile, row_lse, coefficient_of + i0 + i, col_lse, coefficient_of + j0 + j, part);
       const T factor = T(1) / r.tau;
-      kernels.store_tile(tile.dots, tile.stride, tile.padded_rows, int(tile.stride), factor, out[i] + j, out.stride);
+      kernels.grad_tile(tile, row_lse, coefficient_of + i0 + i, col_lse, coefficient_of + j0 + j, factor, out[i] + j,
+                        out.stride, part);
       if (r.diagonal() && it == jt) {  // holds every pair twice
         part[0] /= 2;
         part[1] /= 2;

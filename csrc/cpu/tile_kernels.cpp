@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 #include <string_view>
+#include <type_traits>
 
 #pragma GCC diagnostic ignored "-Wpsabi"
 

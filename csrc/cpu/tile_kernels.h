@@ -5,6 +5,9 @@
 
 namespace uniclip {
 
+// Rows and columns of the largest tile.
+constexpr int kMaxTile = 256;
+
 // A tile of dot products in memory. Similarities in base 2 are x = dot * scale - shift, scale = log2(e) / τ.
 template <class T>
 struct Tile {
@@ -35,13 +38,16 @@ struct TileKernels {
   // lse[i] (natural) joined with parts[p * stride + i], p < parts, for i < n.
   void (*merge_lse)(T* lse, Statistics<T> parts, int count, int64_t stride, int64_t n);
 
-  // H of the negatives in place of the dot products, zero elsewhere up to the padding. lse in base 2. Returns Σ H and Σ
-  // H x.
+  // H of the negatives, zero elsewhere up to the padding: in place of the dot products, and times `factor`, rounded to
+  // C, in out. lse in base 2. Sets Σ H and Σ H x.
   void (*grad_tile)(const Tile<T>& tile, const T* row_lse, const T* row_coefficient, const T* col_lse,
-                    const T* col_coefficient, double sums[2]);
+                    const T* col_coefficient, T factor, C* out, int64_t out_stride, double sums[2]);
 
   // out = factor * in, rounded to C; cols is a multiple of the widest vector.
   void (*store_tile)(const T* in, int64_t in_stride, int rows, int cols, T factor, C* out, int64_t out_stride);
+
+  // out = a[0], b[0], a[1], b[1], …; n is a multiple of the widest vector.
+  void (*interleave)(const C* a, const C* b, C* out, int64_t n);
 
   T (*dot)(const C* a, const C* b, int64_t n);
   void (*axpy)(T a, const C* x, T* y, int64_t n);
