@@ -99,9 +99,8 @@ def check_values(
         conditions.append(("domain_mask must be symmetric", domain_mask, domain_mask == domain_mask.T))
     for name, ids in domain_ids.items():
         top = math.inf if num_domains is None else num_domains
-        conditions.append(
-            (f"{name} must be in [0, {'K' if num_domains is None else top})", ids, (ids >= 0) & (ids < top))
-        )
+        inside = (ids >= 0) & (ids.long() < top)  # K itself may not fit the type of the ids
+        conditions.append((f"{name} must be in [0, {'K' if num_domains is None else top})", ids, inside))
     if temperature.device.type != "cpu":
         fused = torch.stack([good.all() for _, _, good in conditions]).all()
         torch._assert_async(fused, "uniclip_kernels: " + "; ".join(message for message, _, _ in conditions))

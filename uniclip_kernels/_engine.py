@@ -135,7 +135,7 @@ def similarity_backward(
     panel = backend.panel_rows(x_rows)
     for i in range(0, len(x), panel):
         for j in range(0, len(y), panel):
-            part = slice(i, i + panel), slice(j, j + panel)
+            part = slice(i, min(i + panel, len(x))), slice(j, min(j + panel, len(y)))  # without the padding slots
             g, g_transposed = backend.similarity_matrix_grad(
                 grad[part], s[part], x_domains[part[0]], y_domains[part[1]], temperature, sums, x_rows
             )

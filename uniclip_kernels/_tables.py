@@ -10,7 +10,7 @@ def full_table(value: float | Tensor, num_domains: int, like: Tensor) -> Tensor:
     """``value`` (a float, a 0-dim tensor or (K, K)) as a (K, K) tensor with the dtype and device of ``like``."""
     if not isinstance(value, Tensor):
         return torch.full((num_domains, num_domains), float(value), dtype=like.dtype, device=like.device)
-    return value.to(device=like.device, dtype=like.dtype).expand(num_domains, num_domains)
+    return value.to(device=like.device, dtype=like.dtype).expand(num_domains, num_domains).contiguous()
 
 
 def symmetric_table(value: float | Tensor, num_domains: int, like: Tensor) -> Tensor:

@@ -35,7 +35,8 @@ def domain_similarity(
     pair = _domains(x_domain_ids, x, ignore)[:, None], _domains(y_domain_ids, y, ignore)[None, :]
     tau = symmetric_table(temperature, k, x)[pair]
     b = symmetric_table(offset, k, x)[pair]
-    return (x @ y.T - b) / tau
+    with torch.autocast(x.device.type, enabled=False):  # float32 is part of the specification
+        return (x @ y.T - b) / tau
 
 
 def mp_nce(
@@ -56,12 +57,13 @@ def mp_nce(
     The arguments are those of :func:`uniclip_kernels.mp_nce`. Returns a scalar, or (M,) for reduction "none".
     """
     m, device = len(embeddings), embeddings.device
+    present = sample_ids >= 0
+    embeddings = embeddings.masked_fill(~present[:, None], 0)  # whatever padding rows hold
     k, ignore = num_domains_of(temperature, offset, weight, domain_mask)
     domains = _domains(domain_ids, embeddings, ignore)
     pair = domains[:, None], domains[None, :]
     s = domain_similarity(embeddings, None, domain_ids, temperature=temperature, offset=offset, normalize=normalize)
 
-    present = sample_ids >= 0
     comparable = present[:, None] & present[None, :]
     if domain_mask is not None:
         comparable &= domain_mask.to(device)[pair]
