@@ -69,11 +69,14 @@ BITS = [
     ("popc.b64 d, a;", [U64(2**64 - 2)], U32(63)),
     ("clz.b32 d, a;", [U32([0, 1, 0x80000000])], U32([32, 31, 0])),
     ("bfind.u32 d, a;", [U32([0, 1, 0x00800000])], U32([0xFFFFFFFF, 0, 23])),
+    ("bfind.shiftamt.u32 d, a;", [U32([0, 1, 0x00800000])], U32([0xFFFFFFFF, 31, 8])),
     ("brev.b32 d, a;", [U32(0x00000013)], U32(0xC8000000)),
 ]
 FLOAT = [
     ("add.f32 d, a, b;", [F32(1), F32(2**-24)], F32(1)),  # a tie, to even
     ("add.rz.f32 d, a, b;", [F32([1, -1]), F32([2**-24 * 1.5, -(2**-24) * 1.5])], F32([1, -1])),
+    ("add.rm.f32 d, a, b;", [F32([1, -1]), F32([2**-30, -(2**-30)])], F32([1, -1 - 2**-23])),
+    ("add.rp.f32 d, a, b;", [F32([1, -1]), F32([2**-30, -(2**-30)])], F32([1 + 2**-23, -1])),
     ("sub.rn.f64 d, a, b;", [F64(1), F64(2**-53)], F64(1 - 2**-53)),
     ("mul.f32 d, a, b;", [F32(1 + 2**-12), F32(1 + 2**-12)], F32(1 + 2**-11)),
     # the square is 1 + 2^-11 + 2^-24: rounded before the addition, the last term would be lost
@@ -329,7 +332,7 @@ UNSUPPORTED = [
     ("frobnicate.s32 %r0, %r1;", "unsupported instruction"),
     ("add.cc.u32 %r0, 1, 2;", "unsupported modifier .cc"),
     ("mul.s32 %r0, 1, 2;", "need .lo, .hi or .wide"),
-    ("add.rm.f32 %f0, %f1, %f2;", "unsupported modifier .rm"),
+    ("add.rm.f64 %d0, %d1, %d2;", "rounding mode .rm is supported for f32 only"),
     ("add.s32 %r0, %x, 1;", "register %x is not declared"),
     ("add.s64 %r0, %d1, 1;", "register %r0 does not fit type s64"),
     ("add.s64 %d0, %r1, 1;", "register is too narrow for type s64"),

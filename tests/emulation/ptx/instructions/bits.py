@@ -158,11 +158,14 @@ def insert_field(machine: Machine, instruction: Instruction) -> Execute:
 
 @operation("popc", "clz", "bfind", "brev", on="integer", flags="shiftamt")
 def count_bits(machine: Machine, instruction: Instruction) -> Execute:
-    """Number of ones, of leading zeros, position of the highest one (all bits set if none), bits in reverse."""
+    """Number of ones, of leading zeros, position of the highest one, bits in reverse.
+
+    If there is no highest one, bfind yields all ones; with .shiftamt it counts from the top.
+    """
     (type_name,) = instruction.types
     width = types.bits(type_name)
-    if "shiftamt" in instruction.flags or (instruction.opcode == "bfind" and type_name[0] == "s"):
-        raise PTXError("this variant is not supported")
+    if instruction.opcode == "bfind" and type_name[0] == "s":
+        raise PTXError("bfind of signed types is not supported")
     to, operand = instruction.operands
     out = machine.destination(to, type_name if instruction.opcode == "brev" else "u32")
     value = machine.source(operand, f"u{width}")
@@ -175,7 +178,12 @@ def count_bits(machine: Machine, instruction: Instruction) -> Execute:
             result = np.packbits(digits[:, ::-1], axis=1).view(value.dtype).byteswap().reshape(-1)
         else:
             zeros = np.where(digits.any(axis=1), digits.argmax(axis=1), width)
-            result = zeros if instruction.opcode == "clz" else width - 1 - zeros
+            if instruction.opcode == "clz":
+                result = zeros
+            elif instruction.flags:
+                result = np.where(zeros == width, -1, zeros)
+            else:
+                result = width - 1 - zeros
         np.copyto(out, result.astype(out.dtype), where=active.where)
 
     return execute

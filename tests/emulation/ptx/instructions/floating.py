@@ -1,6 +1,6 @@
 """Floating-point arithmetic: float32 and float64 directly, halves (alone or packed in pairs) by way of float64.
 
-Results are rounded to nearest even; float32 ones towards zero if the instruction says so, other modes are errors.
+Results are rounded to nearest even; float32 ones also towards zero, down or up if the instruction says so.
 """
 
 from collections.abc import Callable
@@ -44,7 +44,12 @@ _FUNCTIONS: dict[str, tuple[int, Callable]] = {
     "tanh": (1, np.tanh),
 }
 _NAN_FUNCTIONS = {"min": np.minimum, "max": np.maximum}
-_FLAGS = "rn rz approx full ftz sat relu NaN"
+_DIRECTIONS: dict[str, tuple[float, Callable]] = {
+    "rz": (0.0, lambda nearest, exact: np.abs(nearest) > np.abs(exact)),
+    "rm": (-np.inf, np.greater),
+    "rp": (np.inf, np.less),
+}
+_FLAGS = "rn rz rm rp approx full ftz sat relu NaN"
 
 
 @operation(*_FUNCTIONS, on="float", flags=_FLAGS)
@@ -104,10 +109,10 @@ def _function(instruction: Instruction, operand_count: int) -> Callable:
         raise PTXError(f"{instruction.opcode} takes {expected} operands")
     if "NaN" in flags:
         function = _NAN_FUNCTIONS[instruction.opcode]
-    if "rz" in flags:
+    if direction := instruction.flag_among(*_DIRECTIONS):
         if instruction.types != ("f32",):
-            raise PTXError("rounding towards zero is supported for f32 only")
-        function = _towards_zero(function)
+            raise PTXError(f"rounding mode .{direction} is supported for f32 only")
+        function = _rounding(function, *_DIRECTIONS[direction])
     if "ftz" in flags and "f32" in instruction.types:
         function = _flushing(function)
     if "sat" in flags:
@@ -121,13 +126,15 @@ def _then(function: Callable, last: Callable) -> Callable:
     return lambda *arguments: last(function(*arguments))
 
 
-def _towards_zero(function: Callable) -> Callable:
-    def truncated(*arguments: np.ndarray) -> np.ndarray:
+def _rounding(function: Callable, target: float, is_beyond: Callable) -> Callable:
+    """Rounds towards `target`: where the nearest float32 lies on the other side of the exact value, the next one."""
+
+    def rounded(*arguments: np.ndarray) -> np.ndarray:
         exact = function(*[argument.astype(np.float64) for argument in arguments])
         nearest = exact.astype(np.float32)
-        return np.where(np.abs(nearest) > np.abs(exact), np.nextafter(nearest, np.float32(0)), nearest)
+        return np.where(is_beyond(nearest, exact), np.nextafter(nearest, np.float32(target)), nearest)
 
-    return truncated
+    return rounded
 
 
 def _flushing(function: Callable) -> Callable:
