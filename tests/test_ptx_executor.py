@@ -216,6 +216,14 @@ def test_shuffle_tells_which_lanes_were_in_range():
     np.testing.assert_array_equal(found, lanes(lambda i: int(i < 2)))
 
 
+def test_shuffle_and_vote_of_half_warps_at_once():
+    """Lanes of both halves execute the same instructions together, with member masks of their own."""
+    body = "setp.lt.u32 q, a, 16; selp.b32 %r1, 0x0000FFFF, 0xFFFF0000, q; and.b32 %r2, a, 1; setp.eq.u32 p, %r2, 0;"
+    body += "shfl.sync.bfly.b32 %r3, a, 3, 31, %r1; vote.sync.ballot.b32 %r4, p, %r1; xor.b32 d, %r3, %r4;"
+    found = evaluate(body, U32(np.arange(32)), result=U32)
+    np.testing.assert_array_equal(found, lanes(lambda i: (i ^ 3) ^ (0x5555 if i < 16 else 0x55550000)))
+
+
 VOTES = [
     ("vote.sync.ballot.b32 d, p, -1;", [0xF0000001, 0xFFFFFFFF, 0]),
     ("vote.sync.any.pred q, p, -1; selp.u32 d, 1, 0, q;", [1, 1, 0]),

@@ -75,6 +75,7 @@ FAULTS = {
         "setp.ne.u32 %p0, %r0, 5; @%p0 bra L; st.shared.u32 [%r4], 9; L: bar.sync 0;",
         "data race in shared memory: write-after-write, the other access by thread 0 [block 0, thread 5]",
     ),
+    "unwritten shared memory": (REVERSE, "[%r5], %r3", "[%r4], 5", "reads shared memory that nobody has written"),
     "unwritten register": (REVERSE, "[%d3], %r8", "[%d3], %r9", "register %r9 is read before it is written"),
     "register written by some threads only": (
         REVERSE,
@@ -88,7 +89,7 @@ FAULTS = {
         REVERSE,
         "bar.sync 0;",
         "setp.lt.u32 %p0, %r0, 32; @%p0 bra L; bar.sync 0; bra M; L: bar.sync 0; M:",
-        "deadlock or divergent barrier in kernel k: 64 threads wait at",
+        "deadlock or divergent barrier in kernel k:\n  64 threads wait at line",
     ),
     "barrier for more threads than there are": (
         REVERSE,

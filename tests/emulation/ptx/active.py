@@ -43,3 +43,8 @@ class Active:
         if count == self.count:
             return self
         return Active(mask, mask) if count else None
+
+
+def warp_bits(mask: np.ndarray) -> np.ndarray:
+    """A mask of lanes as one integer for each warp, with a bit for each of its lanes."""
+    return np.packbits(mask.reshape(-1, 32), axis=1, bitorder="little").view(np.uint32).reshape(-1)

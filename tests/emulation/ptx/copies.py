@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .memory import PrivateMemory
+
 
 @dataclass(slots=True)
 class _Copy:
@@ -22,9 +24,9 @@ class _Copy:
 class CopyQueue:
     """Copies in flight. Each lane numbers its groups by how often it has committed."""
 
-    def __init__(self, machine):
-        self._shared = machine.shared
-        self._committed = np.zeros(machine.lane_count, np.int64)
+    def __init__(self, shared: PrivateMemory, lane_count: int):
+        self._shared = shared
+        self._committed = np.zeros(lane_count, np.int64)
         self._flying: list[_Copy] = []
 
     def reset(self) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from .active import warp_bits
 from .errors import LaneError
 from .machine import Machine
 from .syntax import Instruction
@@ -47,7 +48,7 @@ def _member_gate(machine: Machine, instruction: Instruction) -> Gate:
         outside = arrived & ((members >> machine.lane_id) & np.uint32(1) == 0)
         if outside.any():
             raise LaneError("a thread is not in its own member mask", np.argmax(outside))
-        missing = members & np.repeat(_warp_bits(alive & ~arrived), 32)
+        missing = members & np.repeat(warp_bits(alive & ~arrived), 32)
         return arrived & (missing == 0)
 
     return admit
@@ -55,13 +56,8 @@ def _member_gate(machine: Machine, instruction: Instruction) -> Gate:
 
 def _whole_warp_gate(arrived: np.ndarray, alive: np.ndarray) -> np.ndarray:
     """All 32 threads; it is an error if some of them have exited."""
-    bits = _warp_bits(arrived)
-    lacking = (bits != 0) & (_warp_bits(arrived | ~alive) == _WHOLE_WARP) & (bits != _WHOLE_WARP)
+    bits = warp_bits(arrived)
+    lacking = (bits != 0) & (warp_bits(arrived | ~alive) == _WHOLE_WARP) & (bits != _WHOLE_WARP)
     if lacking.any():
         raise LaneError("the instruction needs all 32 threads of the warp, some have exited", 32 * np.argmax(lacking))
     return arrived & np.repeat(bits == _WHOLE_WARP, 32)
-
-
-def _warp_bits(mask: np.ndarray) -> np.ndarray:
-    """For each warp an integer with a bit for each lane."""
-    return np.packbits(mask.reshape(-1, 32), axis=1, bitorder="little").view(np.uint32).reshape(-1)

@@ -7,13 +7,14 @@ from math import prod
 import numpy as np
 import torch
 
-from . import program, types
+from . import types
 from .errors import PTXError
-from .machine import Dim3, Machine
+from .machine import Dim3, Launch, Machine
 from .memory import GlobalMemory
 from .parser import parse
+from .program import Program, analyse, narrowest_access
 from .scheduler import Scheduler
-from .syntax import Immediate, Instruction, Kernel, Parameter
+from .syntax import Kernel, Parameter
 
 _LANES_AT_ONCE = 4096  # threads executed together: enough to hide Python's overhead, few enough for the caches
 
@@ -37,61 +38,42 @@ def run(
 
     Raises PTXError if the text cannot be executed, or the kernel does what the package's docstring lists.
     """
-    kernel, segments, unproven_reads = _prepare(ptx_text, entry)
-    grid, block = _three(grid), _three(block)
-    threads = prod(block)
+    program = _program(ptx_text, entry)
+    kernel, grid, block = program.kernel, _three(grid), _three(block)
+    threads, blocks = prod(block), prod(grid)
     if kernel.required_threads not in (None, threads):
         raise PTXError(f"kernel {entry} needs blocks of {kernel.required_threads} threads, not {threads}")
     if not 0 < threads <= 1024:
         raise PTXError(f"blocks of {threads} threads; 1 to 1024 are possible")
-    memory = GlobalMemory(_narrowest_access(kernel, "global") if check else None)
-    symbols = _map_variables(memory, kernel)
-    parameters = _encode_arguments(memory, kernel, args)
-    if not prod(grid):
-        return
-    blocks_at_once = min(prod(grid), max(1, _LANES_AT_ONCE // threads))
-    shared_cell = _narrowest_access(kernel, "shared") if check else None
-    machine = Machine(kernel, grid, block, blocks_at_once, memory, parameters, symbols, shared_bytes, shared_cell)
-    with np.errstate(all="ignore"):
-        scheduler = Scheduler(machine, segments, unproven_reads)
-        for first_block in range(0, prod(grid), blocks_at_once):
-            scheduler.run(first_block)
+    memory = GlobalMemory(narrowest_access(kernel, "global") if check else None)
+    launch = Launch(
+        kernel=kernel,
+        grid=grid,
+        block=block,
+        shared_bytes=shared_bytes,
+        memory=memory,
+        addresses=_map_variables(memory, kernel),
+        parameters=_encode_arguments(memory, kernel, args),
+        shared_cell=narrowest_access(kernel, "shared") if check else None,
+    )
+    blocks_at_once = min(blocks, max(1, _LANES_AT_ONCE // threads))
+    if blocks_at_once:
+        with np.errstate(all="ignore"):
+            scheduler = Scheduler(Machine(launch, blocks_at_once), program)
+            for first_block in range(0, blocks, blocks_at_once):
+                scheduler.run(first_block)
 
 
 @lru_cache(maxsize=256)
-def _prepare(ptx_text: str, entry: str) -> tuple[Kernel, dict[int, program.Segment], dict[int, set[str]]]:
+def _program(ptx_text: str, entry: str) -> Program:
     kernels = parse(ptx_text)
     if entry not in kernels:
         raise PTXError(f"no kernel {entry!r}; the module has {', '.join(kernels) or 'none'}")
-    kernel = kernels[entry]
-    segments = program.segments(kernel)
-    return kernel, segments, program.unproven_reads(kernel, segments)
+    return analyse(kernels[entry])
 
 
 def _three(extents: tuple[int, ...]) -> Dim3:
     return tuple([*extents, 1, 1][:3])
-
-
-def _narrowest_access(kernel: Kernel, space: str) -> int:
-    """Bytes of the narrowest access to global or shared memory; those without a space may go to either."""
-    others = {"global", "shared", "shared::cta", "local", "const", "param"} - {space, f"{space}::cta"}
-    widths = [
-        _width(i) for i in kernel.instructions if _width(i) and (i.opcode == "cp" or not others.intersection(i.flags))
-    ]
-    return min(widths, default=16)
-
-
-def _width(instruction: Instruction) -> int | None:
-    """Bytes that one thread accesses."""
-    match instruction.opcode:
-        case "ldmatrix":
-            return 16
-        case "cp" if len(instruction.operands) > 2 and isinstance(instruction.operands[2], Immediate):
-            return instruction.operands[2].value
-        case "ld" | "st" | "atom" | "red":
-            vector = instruction.flag_among("v2", "v4", "v8", default="v1")
-            return types.bits(instruction.types[-1]) // 8 * int(vector[1:])
-    return None
 
 
 def _map_variables(memory: GlobalMemory, kernel: Kernel) -> dict[str, int]:

@@ -5,6 +5,7 @@ those of blocks beyond the end of the grid, are dead from the start.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -14,7 +15,6 @@ from .active import Active
 from .copies import CopyQueue
 from .errors import PTXError
 from .memory import GlobalMemory, PrivateMemory
-from .races import SharedRaces
 from .syntax import Address, Discard, Immediate, Kernel, Negated, Register, Special, Symbol
 
 SHARED_WINDOW, LOCAL_WINDOW = 1 << 56, 1 << 57  # where generic addresses see the two
@@ -23,62 +23,67 @@ _DYNAMIC_SHARED_ALIGNMENT = 16
 Dim3 = tuple[int, int, int]
 
 
-class Machine:
-    """`parameters` holds the bytes of each kernel parameter, `symbols` the addresses of global variables."""
+@dataclass(frozen=True)
+class Launch:
+    """`addresses` are those of global variables, `parameters` the bytes of each kernel parameter.
 
-    def __init__(
-        self,
-        kernel: Kernel,
-        grid: Dim3,
-        block: Dim3,
-        blocks: int,
-        memory: GlobalMemory,
-        parameters: dict[str, bytes],
-        symbols: dict[str, int],
-        shared_bytes: int,
-        shared_cell: int | None,
-    ):
-        self.kernel, self.grid, self.block = kernel, grid, block
-        self.threads = prod(block)
+    `shared_cell` is the width of the narrowest access to shared memory if races in it are to be looked for, else None.
+    """
+
+    kernel: Kernel
+    grid: Dim3
+    block: Dim3
+    shared_bytes: int
+    memory: GlobalMemory
+    addresses: dict[str, int]
+    parameters: dict[str, bytes]
+    shared_cell: int | None
+
+
+class Machine:
+    """Room for a number of blocks of a launch."""
+
+    def __init__(self, launch: Launch, blocks: int):
+        self.kernel, self.memory, self.parameters = launch.kernel, launch.memory, launch.parameters
+        self._grid = launch.grid
+        self.threads = prod(launch.block)
         self.lanes_per_block = -(-self.threads // 32) * 32
         self.lane_count = blocks * self.lanes_per_block
         lane = np.arange(self.lane_count)
         self.block_of_lane, self.thread_of_lane = np.divmod(lane, self.lanes_per_block)
         self.lane_id = (lane % 32).astype(np.uint32)
-        self.parameters, self.symbols = parameters, dict(symbols)
-        self.registers = {name: self._register(name, type_name) for name, type_name in kernel.registers.items()}
-        self.special = self._special_registers(shared_bytes)
-        shared_size, local_size = self._place_variables(shared_bytes)
-        races = (
-            SharedRaces(-(-shared_size // 16) * 16 * blocks, shared_cell, self.block_of_lane) if shared_cell else None
-        )
-        self.shared = PrivateMemory("shared", shared_size, self.block_of_lane, races)
-        self.local = PrivateMemory("local", local_size, lane)
-        self.memory = memory
-        self.copies = CopyQueue(self)
+        self._registers = {name: self._register(type_name) for name, type_name in self.kernel.registers.items()}
+        self._special = self._special_registers(launch)
+        self._addresses = dict(launch.addresses)
+        shared_size, local_size = self._place_variables(launch.shared_bytes)
+        self.shared = PrivateMemory("shared", shared_size, self.block_of_lane, launch.shared_cell)
+        self.local = PrivateMemory("local", local_size, lane, cell=None)
+        self.copies = CopyQueue(self.shared, self.lane_count)
 
     def start(self, first_block: int) -> np.ndarray:
         """Makes ready for the blocks from `first_block` on; returns which lanes are alive."""
         block = self.block_of_lane + first_block
         for axis, name in enumerate("xyz"):
-            self.special[f"ctaid.{name}"][:] = block // prod(self.grid[:axis]) % self.grid[axis]
+            self._special[f"ctaid.{name}"][:] = block // prod(self._grid[:axis]) % self._grid[axis]
         self.memory.block_of_lane = block
         self.shared.reset()
         self.local.reset()
         self.copies.reset()
-        return (self.thread_of_lane < self.threads) & (block < prod(self.grid))
+        return (self.thread_of_lane < self.threads) & (block < prod(self._grid))
 
     def source(self, operand, type_name: str) -> np.ndarray:
         """One value for each lane; a view of the register, so that it is always up to date."""
         match operand:
             case Register(name):
-                return self._low_bits(self.registers[name], type_name)
+                return self._low_bits(self._registers[name], type_name)
             case Special(name):
-                return self._low_bits(self.special[name], type_name)
+                return self._low_bits(self._special[name], type_name)
             case Immediate():
                 return self._constant(immediate_pattern(operand, type_name), type_name)
             case Symbol(name):
-                return self._constant(self.address_of(name), type_name)
+                if name not in self._addresses:
+                    raise PTXError(f"unknown symbol {name}")
+                return self._constant(self._addresses[name], type_name)
         raise PTXError(f"an operand that is no {type_name} value")
 
     def predicate(self, operand) -> Callable[[], np.ndarray]:
@@ -96,7 +101,7 @@ class Machine:
             return np.empty(self.lane_count, dtype)
         if not isinstance(operand, Register):
             raise PTXError("the result needs a register")
-        register = self.registers[operand.name]
+        register = self._registers[operand.name]
         if "b" in (register.dtype.kind, dtype.kind):
             if register.dtype != dtype:
                 raise PTXError("predicates and numbers do not mix")
@@ -122,23 +127,18 @@ class Machine:
         if not isinstance(operand, Address):
             raise PTXError("expected an address in brackets")
         if isinstance(operand.base, Register):
-            base = self.registers[operand.base.name]
+            base = self._registers[operand.base.name]
         else:
             base = self.source(operand.base, "u64")
         return lambda active: active.take(base).astype(np.int64) + operand.offset
 
-    def address_of(self, symbol: str) -> int:
-        if symbol not in self.symbols:
-            raise PTXError(f"unknown symbol {symbol}")
-        return self.symbols[symbol]
+    def _register(self, type_name: str) -> np.ndarray:
+        if type_name == "pred":
+            return np.zeros(self.lane_count, bool)
+        dtype = np.dtype(types.UNSIGNED[types.bits(type_name)])
+        return np.full(self.lane_count, np.iinfo(dtype).max, dtype)
 
-    def _register(self, name: str, type_name: str) -> np.ndarray:
-        dtype = np.dtype(bool) if type_name == "pred" else np.dtype(types.UNSIGNED[types.bits(type_name)])
-        register = np.empty(self.lane_count, dtype)
-        register.view(np.uint8).fill(0 if dtype.kind == "b" else 0xFF)
-        return register
-
-    def _special_registers(self, shared_bytes: int) -> dict[str, np.ndarray]:
+    def _special_registers(self, launch: Launch) -> dict[str, np.ndarray]:
         def constant(value: int) -> np.ndarray:
             return np.full(self.lane_count, value, np.uint32)
 
@@ -147,7 +147,7 @@ class Machine:
             "laneid": self.lane_id,
             "warpid": (self.thread_of_lane // 32).astype(np.uint32),
             "nwarpid": constant(self.lanes_per_block // 32),
-            "dynamic_smem_size": constant(shared_bytes),
+            "dynamic_smem_size": constant(launch.shared_bytes),
             "lanemask_eq": own,
             "lanemask_lt": own - np.uint32(1),
             "lanemask_le": own | (own - np.uint32(1)),
@@ -155,11 +155,11 @@ class Machine:
             "lanemask_ge": ~(own - np.uint32(1)),
         }
         for axis, name in enumerate("xyz"):
-            index = self.thread_of_lane // prod(self.block[:axis]) % self.block[axis]
+            index = self.thread_of_lane // prod(launch.block[:axis]) % launch.block[axis]
             found[f"tid.{name}"] = index.astype(np.uint32)
-            found[f"ntid.{name}"] = constant(self.block[axis])
+            found[f"ntid.{name}"] = constant(launch.block[axis])
             found[f"ctaid.{name}"] = constant(0)  # set by `start`
-            found[f"nctaid.{name}"] = constant(self.grid[axis])
+            found[f"nctaid.{name}"] = constant(launch.grid[axis])
         return found
 
     def _place_variables(self, shared_bytes: int) -> tuple[int, int]:
@@ -171,12 +171,12 @@ class Machine:
                 dynamic.append(variable)
             elif variable.space in sizes:
                 start = -(-sizes[variable.space] // variable.alignment) * variable.alignment
-                self.symbols[variable.name] = start
+                self._addresses[variable.name] = start
                 sizes[variable.space] = start + variable.size
         if dynamic:
             alignment = max(_DYNAMIC_SHARED_ALIGNMENT, *(variable.alignment for variable in dynamic))
             start = -(-sizes["shared"] // alignment) * alignment
-            self.symbols.update({variable.name: start for variable in dynamic})
+            self._addresses.update({variable.name: start for variable in dynamic})
             sizes["shared"] = start + shared_bytes
         return sizes["shared"], sizes["local"]
 

@@ -55,7 +55,7 @@ class Buffer:
 class GlobalMemory:
     """The buffers of a launch, at invented addresses with unmapped bytes between them.
 
-    `cell` is the width of the launch's narrowest global access if races between blocks are to be found, else None.
+    `cell` is the width of the kernel's narrowest access if races between blocks are to be looked for, else None.
     """
 
     def __init__(self, cell: int | None):
@@ -134,13 +134,14 @@ class GlobalMemory:
 class PrivateMemory:
     """Shared memory (a copy for each block) or local memory (a copy for each lane), NaN to begin with.
 
-    `copy_of_lane` says which copy each lane uses. `races` watches shared memory; local memory needs no watch.
+    `copy_of_lane` says which copy each lane uses; `cell`, as above, is None where races are not to be looked for.
     """
 
-    def __init__(self, name: str, size: int, copy_of_lane: np.ndarray, races: SharedRaces | None = None):
-        self.name, self.size, self.races = name, size, races
+    def __init__(self, name: str, size: int, copy_of_lane: np.ndarray, cell: int | None):
+        self.name, self.size = name, size
         stride = -(-size // 16) * 16
         self.content = np.empty((int(copy_of_lane[-1]) + 1) * stride, np.uint8)
+        self.races = SharedRaces(self.content.size, cell, copy_of_lane) if cell else None
         self._start_of_lane = copy_of_lane * stride
 
     def reset(self) -> None:

@@ -1,25 +1,15 @@
-"""A kernel as straight-line segments, and which of its register reads have to be checked at run time."""
+"""What can be said about a kernel before it is launched: straight-line segments, data flow, widths of accesses."""
 
 from dataclasses import dataclass
 
-from .syntax import Address, Instruction, Kernel, Symbol, registers_of
+from . import types
+from .syntax import Address, Immediate, Instruction, Kernel, Symbol, registers_of
 
 BRANCHES = ("bra", "ret", "exit")
 GATES = ("bar", "barrier", "shfl", "vote", "redux", "mma", "ldmatrix")
 """Instructions at which threads wait for one another."""
-_NO_RESULT = (
-    *BRANCHES,
-    "bar",
-    "barrier",
-    "st",
-    "red",
-    "cp",
-    "fence",
-    "membar",
-    "prefetch",
-    "nanosleep",
-    "trap",
-)
+_NO_RESULT = (*BRANCHES, "bar", "barrier", "st", "red", "cp", "fence", "membar", "prefetch", "nanosleep", "trap")
+_SPACES = {"global", "shared", "local", "const", "param"}
 
 
 @dataclass(slots=True)
@@ -51,8 +41,22 @@ def target(branch: Instruction, kernel: Kernel) -> int:
     return kernel.labels[label.name]
 
 
-def segments(kernel: Kernel) -> dict[int, Segment]:
-    """All segments, by the index of their first instruction. Running off the end is an exit."""
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A kernel with its segments by index of their first instruction; see `_unproven_reads` for the last field."""
+
+    kernel: Kernel
+    segments: dict[int, Segment]
+    unproven_reads: dict[int, set[str]]
+
+
+def analyse(kernel: Kernel) -> Program:
+    """Prepares a kernel for execution; this does not depend on how it is launched."""
+    segments = _segments(kernel)
+    return Program(kernel, segments, _unproven_reads(kernel, segments))
+
+
+def _segments(kernel: Kernel) -> dict[int, Segment]:
     instructions = kernel.instructions
     starts = {0, *kernel.labels.values()}
     for index, instruction in enumerate(instructions):
@@ -66,9 +70,8 @@ def segments(kernel: Kernel) -> dict[int, Segment]:
     found = {}
     for start, stop in zip(bounds, [*bounds[1:], len(instructions)], strict=True):
         gate = instructions[start] if instructions[start].opcode in GATES else None
-        ends_in_branch = instructions[stop - 1].opcode in BRANCHES
-        branch = instructions[stop - 1] if ends_in_branch else None
-        found[start] = Segment(start, stop - ends_in_branch, gate, branch)
+        branch = instructions[stop - 1] if instructions[stop - 1].opcode in BRANCHES else None
+        found[start] = Segment(start, stop - (branch is not None), gate, branch)
     return found
 
 
@@ -88,7 +91,7 @@ def writes(instruction: Instruction) -> set[str]:
     return set(registers_of(instruction.operands[0]))
 
 
-def unproven_reads(kernel: Kernel, graph: dict[int, Segment]) -> dict[int, set[str]]:
+def _unproven_reads(kernel: Kernel, segments: dict[int, Segment]) -> dict[int, set[str]]:
     """By instruction index, the registers it reads that not every path to it has certainly written.
 
     Forward data flow; the few reads left over (say, of a register written under a predicate and read under the same
@@ -98,18 +101,42 @@ def unproven_reads(kernel: Kernel, graph: dict[int, Segment]) -> dict[int, set[s
     at_entry = {0: set()}
     pending = [0]
     while pending:
-        segment = graph[pending.pop()]
+        segment = segments[pending.pop()]
         known = at_entry[segment.start].union(*written[segment.start : segment.stop])
         for successor in segment.successors(kernel):
-            if successor in graph and (successor not in at_entry or not at_entry[successor] <= known):
+            if successor in segments and (successor not in at_entry or not at_entry[successor] <= known):
                 at_entry[successor] = known & at_entry.get(successor, known)
                 pending.append(successor)
     found = {}
     for start, known in at_entry.items():
-        segment, known = graph[start], set(known)
+        segment, known = segments[start], set(known)
         for index in range(start, segment.stop + (segment.branch is not None)):
             unknown = reads(kernel.instructions[index]) - known
             if unknown:
                 found[index] = unknown
             known |= written[index]
     return found
+
+
+def narrowest_access(kernel: Kernel, space: str) -> int:
+    """Bytes of the narrowest access to `global` or `shared` memory; those that name no space may go to either."""
+    widths = [16]
+    for instruction in kernel.instructions:
+        spaces = _SPACES.intersection(flag.removesuffix("::cta") for flag in instruction.flags)
+        width = _access_width(instruction)
+        if width and (space in spaces or not spaces):
+            widths.append(width)
+    return min(widths)
+
+
+def _access_width(instruction: Instruction) -> int | None:
+    """Bytes that one thread accesses."""
+    match instruction.opcode:
+        case "ldmatrix":
+            return 16
+        case "cp" if len(instruction.operands) > 2 and isinstance(instruction.operands[2], Immediate):
+            return instruction.operands[2].value
+        case "ld" | "st" | "atom" | "red":
+            vector = instruction.flag_among("v2", "v4", "v8", default="v1")
+            return types.bits(instruction.types[-1]) // 8 * int(vector[1:])
+    return None

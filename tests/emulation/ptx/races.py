@@ -8,7 +8,7 @@ import numpy as np
 from .errors import LaneError
 
 _SEVERAL = -2  # lanes, or warps
-_IN_FLIGHT = np.int32(2**31 - 1)  # later than any time
+_NEVER, _IN_FLIGHT = np.int32(-1), np.int32(2**31 - 1)  # before and after any time
 
 
 def _cells(offset: np.ndarray, width: int, cell: int) -> np.ndarray:
@@ -25,7 +25,7 @@ class _LastAccess:
 
     def reset(self) -> None:
         for table in (self.time, self.lane, self.warp):
-            table.fill(-1)
+            table.fill(_NEVER)
 
     def replace(self, cells: np.ndarray, lanes: np.ndarray, now: int) -> None:
         self.time[cells], self.lane[cells], self.warp[cells] = now, lanes, lanes // 32
@@ -44,7 +44,8 @@ class SharedRaces:
     """Orders accesses to shared memory, in cells of `cell` bytes (the width of the kernel's narrowest shared access).
 
     Time counts accesses. Two accesses are ordered if a barrier of their block came in between, or a `bar.warp.sync` of
-    their common warp. Storing what is there already is no write: Triton lets redundant threads store equal values.
+    their common warp. Storing once more what is there is no write: Triton lets redundant threads store equal values.
+    Reading what nobody has written is an error too.
 
     The destination of a cp.async is in flight, nobody's to touch, until a wait of the issuing thread covers the copy;
     to all others the copy is a write by that thread at the time of its wait.
@@ -74,13 +75,18 @@ class SharedRaces:
     def read(self, offset: np.ndarray, width: int, lanes: np.ndarray) -> None:
         """Lane `lanes[i]` reads `width` bytes at byte `offset[i]`."""
         cells, lanes = _cells(offset, width, self._cell), lanes[:, None]
+        unwritten = self._writes.time[cells] == _NEVER
+        if unwritten.any():
+            raise LaneError("reads shared memory that nobody has written", lanes[unwritten.any(axis=1).argmax(), 0])
         self._require_order(self._writes, cells, lanes, "read-after-write")
         self._now += 1
         self._reads.join(cells, lanes, self._now, self._block_synced[self._block_of_lane[lanes]])
 
     def write(self, offset: np.ndarray, width: int, lanes: np.ndarray, changed: np.ndarray) -> None:
         """Only the accesses with `changed[i]` alter memory."""
-        cells, lanes = _cells(offset, width, self._cell)[changed], lanes[changed][:, None]
+        cells = _cells(offset, width, self._cell)
+        changed = changed | (self._writes.time[cells] == _NEVER).any(axis=1)
+        cells, lanes = cells[changed], lanes[changed][:, None]
         if lanes.size:
             self._require_order(self._writes, cells, lanes, "write-after-write")
             self._require_order(self._reads, cells, lanes, "write-after-read")

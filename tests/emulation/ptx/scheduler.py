@@ -5,16 +5,17 @@ for those still in it.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
-from . import program
 from .active import Active
 from .errors import LaneError, PTXError
 from .gates import gate
 from .instructions import bind
 from .machine import Machine
-from .syntax import Instruction
+from .program import Program, Segment, target, writes
+from .syntax import Instruction, registers_of
 
 _MOST_SEGMENTS = 1_000_000  # a chunk that runs more of them is taken to hang
 
@@ -22,20 +23,18 @@ Execute = Callable[[Active], None]
 
 
 class Scheduler:
-    """Binds a kernel to a machine; `run` then executes one chunk after the other.
+    """Binds a program to a machine; `run` then executes one chunk after the other."""
 
-    `segments` and `unproven_reads` come from the functions of these names in `program`.
-    """
-
-    def __init__(self, machine: Machine, segments: dict[int, program.Segment], unproven_reads: dict[int, set[str]]):
-        self._machine, self._segments, self._unproven = machine, segments, unproven_reads
-        tracked = {name for names in unproven_reads.values() for name in names}
+    def __init__(self, machine: Machine, program: Program):
+        self._machine, self._segments, self._unproven = machine, program.segments, program.unproven_reads
+        tracked = {name for names in self._unproven.values() for name in names}
         self._written = {name: np.zeros(machine.lane_count, bool) for name in tracked}
-        self._gates = {start: gate(machine, segment.gate) for start, segment in segments.items() if segment.gate}
+        self._gates = {start: gate(machine, segment.gate) for start, segment in self._segments.items() if segment.gate}
         self._steps = {
-            start: [self._step(index) for index in range(start, segment.stop)] for start, segment in segments.items()
+            start: [self._step(index) for index in range(start, segment.stop)]
+            for start, segment in self._segments.items()
         }
-        self._branches = {start: self._branch(segment) for start, segment in segments.items() if segment.branch}
+        self._branches = {start: self._branch(segment) for start, segment in self._segments.items() if segment.branch}
 
     def run(self, first_block: int) -> None:
         """Executes the blocks from `first_block` on, as many as the machine has room for."""
@@ -95,16 +94,14 @@ class Scheduler:
         for start, waiting in held.items():  # nobody has to wait for those that are gone
             self._arrive(start, waiting)
 
-    def _branch(self, segment: program.Segment) -> Execute:
+    def _branch(self, segment: Segment) -> Execute:
         branch = segment.branch
-        go = self._exit
-        if branch.opcode == "bra":
-            target = program.target(branch, self._machine.kernel)
-            go = lambda mask: self._arrive(target, mask)  # noqa: E731
+        is_exit = branch.opcode != "bra"
+        go = self._exit if is_exit else partial(self._arrive, target(branch, self._machine.kernel))
         if not branch.predicate:
             return lambda active: go(active.mask)
         condition = self._machine.predicate(branch.predicate)
-        check = self._checker(self._unproven.get(segment.stop, ()))
+        check = self._checker(self._unproven.get(segment.stop, set()))
 
         def decide(active: Active) -> None:
             self._current = branch
@@ -120,27 +117,31 @@ class Scheduler:
 
     def _step(self, index: int) -> tuple[Instruction, Execute]:
         """An instruction with its predicate and, where needed, with the book-keeping of written registers."""
-        machine, instruction = self._machine, self._machine.kernel.instructions[index]
-        execute = bind(machine, instruction)
+        instruction = self._machine.kernel.instructions[index]
+        guard = registers_of(instruction.predicate)
         unproven = self._unproven.get(index, set())
-        own_predicate = unproven.intersection(program.registers_of(instruction.predicate))
-        recorded = [self._written[name] for name in program.writes(instruction) if name in self._written]
-        if unproven - own_predicate:
-            execute = _in_turn(self._checker(unproven - own_predicate), execute)
-        if recorded:
-            execute = _in_turn(execute, lambda active: [np.logical_or(w, active.mask, out=w) for w in recorded])
+        execute = bind(self._machine, instruction)
+        if names := unproven.difference(guard):
+            execute = _in_turn(self._checker(names), execute)
+        if names := self._written.keys() & writes(instruction):
+            execute = _in_turn(execute, self._recorder(names))
         if instruction.predicate:
-            execute = _under(machine.predicate(instruction.predicate), execute)
-        if own_predicate:
-            execute = _in_turn(self._checker(own_predicate), execute)
+            execute = _under(self._machine.predicate(instruction.predicate), execute)
+        if names := unproven.intersection(guard):
+            execute = _in_turn(self._checker(names), execute)
         return instruction, execute
 
-    def _checker(self, names: set[str]) -> Execute:
-        written = [(name, self._written[name]) for name in sorted(names)]
+    def _recorder(self, names: set[str]) -> Execute:
+        def record(active: Active) -> None:
+            for name in names:
+                self._written[name] |= active.mask
 
+        return record
+
+    def _checker(self, names: set[str]) -> Execute:
         def check(active: Active) -> None:
-            for name, lanes in written:
-                if (missing := active.mask & ~lanes).any():
+            for name in names:
+                if (missing := active.mask & ~self._written[name]).any():
                     raise LaneError(f"register {name} is read before it is written", np.argmax(missing))
 
         return check
@@ -152,11 +153,9 @@ class Scheduler:
         return f" [block {first_block + block}, thread {thread}]"
 
     def _deadlock(self) -> PTXError:
-        waiting = "; ".join(
-            f"{np.count_nonzero(mask)} threads wait at {gate.location}: {gate.text}"
-            for gate, mask in ((self._segments[start].gate, mask) for start, mask in self._held.items())
-        )
-        return PTXError(f"deadlock or divergent barrier in kernel {self._machine.kernel.name}: {waiting}")
+        gates = [(self._segments[start].gate, np.count_nonzero(mask)) for start, mask in self._held.items()]
+        waiting = "".join(f"\n  {count} threads wait at {gate.location}: {gate.text}" for gate, count in gates)
+        return PTXError(f"deadlock or divergent barrier in kernel {self._machine.kernel.name}:{waiting}")
 
 
 def _in_turn(first: Execute, second: Execute) -> Execute:

@@ -13,18 +13,17 @@ from .floating import flush_subnormals
 from .registry import Execute, operation
 
 _TO_INTEGER = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
-_FLAGS = "rn rna rni rzi rmi rpi ftz sat relu satfinite"
+_FLAGS = "rn rna rni rzi rmi rpi ftz sat relu"
 
 
-@operation("cvt", on="integer", flags=_FLAGS)
-@operation("cvt", on="float", flags=_FLAGS)
+@operation("cvt", flags=_FLAGS)
 def convert(machine: Machine, instruction: Instruction) -> Execute:
     if len(instruction.operands) == 3:
         return _pack_pair(machine, instruction)
     to_type, from_type = instruction.types
     to, value = instruction.operands
-    if "satfinite" in instruction.flags:
-        raise PTXError("unsupported modifier .satfinite")
+    if "packed" in (types.family(to_type), types.family(from_type)):
+        raise PTXError("conversion between packed formats is not supported")
     if to_type == "tf32":
         return _round_to_tf32(machine, instruction)
     out, value = machine.destination(to, to_type), machine.source(value, from_type)
@@ -96,11 +95,6 @@ def _round_to_tf32(machine: Machine, instruction: Instruction) -> Execute:
     to, value = instruction.operands
     out, value = machine.destination(to, "b32"), machine.source(value, "b32")
     return lambda active: np.copyto(out, types.round_to_tf32(value), where=active.where)
-
-
-@operation("cvt", on="packed", flags=_FLAGS)
-def unsupported_unpacking(machine: Machine, instruction: Instruction) -> Execute:
-    raise PTXError("conversion from packed formats is not supported")
 
 
 def _pack_pair(machine: Machine, instruction: Instruction) -> Execute:

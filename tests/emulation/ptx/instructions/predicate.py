@@ -66,6 +66,8 @@ def set_value(machine: Machine, instruction: Instruction) -> Execute:
 
 
 def _comparison(machine: Machine, instruction: Instruction, type_name: str, operands: list) -> Callable:
+    if types.family(type_name) == "packed":
+        raise PTXError("comparisons of packed values are not supported")
     left, right = (machine.source(operand, type_name) for operand in operands[:2])
     if type_name == "bf16":
         value = types.bfloat16_to_float32
