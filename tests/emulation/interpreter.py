@@ -1,0 +1,41 @@
+"""Repairs of Triton's interpreter, which multiplies the bits of bfloat16 and truncates float32 to it.
+
+With them tl.dot sees the values of 16-bit operands and casts round to nearest even, so that bfloat16 can be
+interpreted. What a GPU would do is proven elsewhere, by executing compiled code.
+"""
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from triton.runtime import interpreter
+
+_convert_float = interpreter._convert_float
+
+
+def repair() -> None:
+    if not triton.knobs.runtime.interpret:
+        raise RuntimeError("set TRITON_INTERPRET=1 before Triton is imported")
+    interpreter._convert_float = _convert
+    interpreter.InterpreterBuilder.create_dot = _create_dot
+    np.seterr(all="ignore")  # log2(0) and inf - inf are meant
+
+
+def _convert(data: np.ndarray, source: tl.dtype, target: tl.dtype, rounding_mode) -> np.ndarray:
+    if (source, target) == (tl.bfloat16, tl.float32):
+        return _widen(data).view(np.uint32)
+    if (source, target) == (tl.float32, tl.bfloat16):
+        return torch.from_numpy(np.array(data)).bfloat16().view(torch.uint16).numpy()
+    return _convert_float(data, source, target, rounding_mode)
+
+
+def _widen(data: np.ndarray) -> np.ndarray:
+    """float32 from the bits of bfloat16."""
+    return (data.astype(np.uint32) << 16).view(np.float32)
+
+
+def _create_dot(self, a, b, d, input_precision, max_num_imprecise_acc):
+    left, right = (
+        _widen(x.data) if x.dtype.scalar == tl.bfloat16 else x.data.astype(d.data.dtype, copy=False) for x in (a, b)
+    )
+    return interpreter.TensorHandle(left @ right + d.data, d.dtype.scalar)

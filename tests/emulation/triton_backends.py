@@ -1,0 +1,67 @@
+"""The Triton backend without a GPU: the whole engine on CPU tensors, with only the launches of kernels replaced.
+
+with installed(interpreted()):          # TRITON_INTERPRET=1 must be set before Triton is first imported
+    uniclip_kernels.mp_nce(..., backend="triton")
+with installed(executed_ptx()):         # the PTX that Triton emits for sm_80
+    ...
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from unittest import mock
+
+import torch
+import triton
+from torch import Tensor
+
+from uniclip_kernels import _backend
+from uniclip_kernels.triton import TritonBackend, tuning
+from uniclip_kernels.triton.launch import Launcher
+
+_ARCHITECTURE = "80"
+
+
+class _Elsewhere(Launcher):
+    """Runs ``stand_in(kernel)[grid](...)``, in the configurations for sm_80."""
+
+    def __init__(self, stand_in: Callable):
+        self.stand_in = functools.cache(stand_in)
+
+    def __call__(self, kernel: triton.JITFunction, grid: Sequence[int], *args, **meta) -> None:
+        if 0 not in grid:
+            self.stand_in(kernel)[tuple(grid)](*args, **meta)
+
+    def configured(self, kernel: triton.JITFunction, rows: Tensor) -> tuple[triton.JITFunction, dict]:
+        precision = {"PRECISION": tuning.precision(_ARCHITECTURE, rows.dtype)}
+        return kernel, precision | tuning.configurations(kernel, _ARCHITECTURE, rows.dtype)[0]
+
+
+def interpreted(**options) -> TritonBackend:
+    """Kernels run by Triton's interpreter."""
+    from . import interpreter
+
+    interpreter.repair()
+    return TritonBackend("cpu", _Elsewhere(lambda kernel: kernel), **options)
+
+
+def executed_ptx(check: bool = True, **options) -> TritonBackend:
+    """Kernels compiled for sm_80 and their PTX executed; ``check`` looks for data races too."""
+    from .ptx.triton import PTXKernel
+
+    return TritonBackend("cpu", _Elsewhere(lambda kernel: PTXKernel(kernel, check)), **options)
+
+
+@contextlib.contextmanager
+def installed(backend: TritonBackend) -> Iterator[TritonBackend]:
+    """Make it the backend named "triton", and fill torch.empty with NaN so that nothing unwritten is read unseen."""
+    load = _backend._load
+    with mock.patch.object(_backend, "_load", lambda name: (backend, None) if name == "triton" else load(name)):
+        before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+        torch.use_deterministic_algorithms(True)
+        try:
+            yield backend
+        finally:
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])

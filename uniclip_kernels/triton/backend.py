@@ -1,0 +1,195 @@
+"""The Triton backend: the engine's primitives as launches of Triton kernels, the second product by the BLAS library."""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from .._backend import Backend
+from .._layout import Rectangle
+from .._problem import Problem
+from .launch import Launcher
+from .positives import positives_backward_kernel, positives_forward_kernel
+from .rows import gather_rows_kernel, scatter_rows_kernel
+from .similarity_grad import similarity_grad_kernel
+from .similarity_lse import merge_lse_kernel, similarity_lse_kernel
+from .similarity_matrix import similarity_matrix_grad_kernel, similarity_matrix_kernel
+from .tiles import programs, sum_pairs_kernel
+
+_MATRIX_BLOCK = 64  # tile of domain_similarity, which reads a table entry for each element
+_ELEMENTS = 4096  # of whole rows in one program of the kernels over rows
+_MERGE = {"SLOTS": 32, "PARTS": 64}
+
+
+class TritonBackend(Backend):
+    block = 128  # side of a tile of similarities
+    column_multiple = 64
+    known_on_host = False
+    stores_transpose = False
+
+    def __init__(self, device_type: str = "cuda", launch: Launcher | None = None, workspace_bytes: int = 256 << 20):
+        self.device_type = device_type
+        self.launch = launch or Launcher()
+        self.workspace_bytes = workspace_bytes
+
+    def unusable(self) -> str | None:
+        if not torch.cuda.is_available():
+            return "there is no CUDA or ROCm device"
+        if torch.version.hip is None and torch.cuda.get_device_capability() < (8, 0):
+            return "it needs a device of compute capability 8.0 or newer"
+        return None
+
+    def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return dtype
+
+    def gather_rows(self, z: Tensor, order: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
+        z, d = _dense_rows(z), z.shape[1]
+        rows = z.new_empty(len(order), self.padded_columns(d))
+        inv_norm = z.new_empty(len(order), dtype=torch.float32)
+        block = _row_block(rows)
+        args = z, order, rows, inv_norm, len(order), z.stride(0), d, rows.shape[1], normalize
+        self.launch(gather_rows_kernel, (triton.cdiv(len(order), block["ROWS"]),), *args, **block)
+        return rows, inv_norm
+
+    def scatter_rows(
+        self, grad_rows: Tensor, z: Tensor, slot: Tensor, inv_norm: Tensor, factor: Tensor, normalize: bool
+    ) -> Tensor:
+        z, (m, d) = _dense_rows(z), z.shape
+        grad = torch.empty(m, d, dtype=z.dtype, device=z.device)
+        block = _row_block(grad_rows)
+        args = grad_rows, z, slot, inv_norm, factor, grad, m, z.stride(0), d, grad_rows.shape[1], normalize
+        self.launch(scatter_rows_kernel, (triton.cdiv(m, block["ROWS"]),), *args, **block)
+        return grad
+
+    def similarity_lse(self, problem: Problem, rectangle: Rectangle, lse: Tensor) -> None:
+        i0, i1, j0, j1 = rectangle
+        row_tiles, col_tiles = (i1 - i0) // self.block, (j1 - j0) // self.block
+        by_row = lse.new_empty(col_tiles, i1 - i0)
+        by_col = by_row if rectangle.diagonal else lse.new_empty(row_tiles, j1 - j0)
+        self._tile_kernel(similarity_lse_kernel, problem, rectangle, by_row, by_col)
+        self._merge(lse[i0:i1], by_row)
+        if not rectangle.diagonal:
+            self._merge(lse[j0:j1], by_col)
+
+    def _merge(self, lse: Tensor, parts: Tensor) -> None:
+        count, slots = parts.shape
+        self.launch(merge_lse_kernel, (slots // _MERGE["SLOTS"],), lse, parts, slots, count, **_MERGE)
+
+    def similarity_grad(
+        self, problem: Problem, rectangle: Rectangle, lse: Tensor, coefficient: Tensor, sums: Tensor, work: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        i0, i1, j0, j1 = rectangle
+        row_tiles, col_tiles = (i1 - i0) // self.block, (j1 - j0) // self.block
+        h = work.view(-1)[: (i1 - i0) * (j1 - j0)].view(i1 - i0, j1 - j0)
+        parts = lse.new_empty(2, row_tiles, col_tiles)
+        self._tile_kernel(similarity_grad_kernel, problem, rectangle, lse, coefficient, h, parts)
+        first = i0 // self.block, j0 // self.block
+        meta = {"ROWS_PER_TILE": 1, "COLUMNS_ARE_DOMAINS": False, "DIAGONAL": rectangle.diagonal}
+        self._sum_pairs(problem, parts, sums, first, **meta)
+        return h, h.T
+
+    def _tile_kernel(self, kernel: triton.JITFunction, problem: Problem, rectangle: Rectangle, *args: Tensor) -> None:
+        rows, layout = problem.rows, problem.layout
+        mask = problem.domain_mask
+        tables = (
+            problem.temperature.contiguous(),
+            problem.offset.contiguous(),
+            None if mask is None else mask.contiguous().view(torch.uint8),
+        )
+        row_tiles, col_tiles = ((end - start) // self.block for start, end in (rectangle[:2], rectangle[2:]))
+        self.launch.tile_kernel(
+            kernel,
+            (programs(row_tiles, col_tiles, rectangle.diagonal),),
+            rows,
+            layout.ids,
+            layout.tiles,
+            *tables,
+            *args,
+            rectangle.i0 // self.block,
+            rectangle.j0 // self.block,
+            row_tiles,
+            col_tiles,
+            K=len(problem.temperature),
+            D=rows.shape[1],
+            DIAGONAL=rectangle.diagonal,
+            BLOCK=self.block,
+        )
+
+    def _sum_pairs(self, problem: Problem, parts: Tensor, sums: Tensor, first: tuple[int, int], **meta) -> None:
+        k, tiles = len(sums), problem.layout.tiles
+        self.launch(sum_pairs_kernel, (k * k,), parts, tiles, sums, *first, *parts.shape[1:], K=k, BLOCK=1024, **meta)
+
+    def accumulate(self, out: Tensor, a: Tensor, b: Tensor) -> None:
+        m, k = min(len(out), len(a)), min(a.shape[1], len(b))
+        out, a, b = out[:m], a[:m, :k], b[:k]
+        if a.dtype == out.dtype:
+            out.addmm_(a, b)
+        elif out.is_cuda:
+            torch.ops.aten.addmm.dtype_out(out, a, b, out.dtype, out=out)
+        else:
+            out.addmm_(a.to(out.dtype), b.to(out.dtype))
+
+    def positives_forward(self, problem: Problem, lse: Tensor) -> tuple[Tensor, Tensor]:
+        loss, coefficient = torch.empty_like(lse), torch.empty_like(lse)
+        grid, args, meta = self._positives(problem, lse)
+        self.launch(positives_forward_kernel, grid, *args, loss, coefficient, **meta)
+        return loss, coefficient
+
+    def positives_backward(
+        self, problem: Problem, lse: Tensor, scale: Tensor, grad_rows: Tensor | None, sums: Tensor
+    ) -> None:
+        grid, args, meta = self._positives(problem, lse)
+        parts = lse.new_empty(2, *grid, len(sums))
+        self.launch(positives_backward_kernel, grid, *args, scale, grad_rows, parts, **meta)
+        meta = {"ROWS_PER_TILE": self.block // meta["ROWS"], "COLUMNS_ARE_DOMAINS": True, "DIAGONAL": False}
+        self._sum_pairs(problem, parts, sums, (0, 0), **meta)
+
+    def _positives(self, problem: Problem, lse: Tensor) -> tuple[tuple[int], tuple[Tensor, ...], dict[str, int]]:
+        rows, layout = problem.rows, problem.layout
+        tables = (t.contiguous() for t in (problem.temperature, problem.offset, problem.weight))
+        args = rows, layout.tiles, layout.runs, layout.count, *tables, lse
+        meta = {"K": len(problem.temperature), "D": rows.shape[1], "BLOCK": self.block} | _row_block(rows)
+        return (len(rows) // meta["ROWS"],), args, meta
+
+    def similarity_matrix(
+        self, x: Tensor, y: Tensor, x_domains: Tensor, y_domains: Tensor, temperature: Tensor, offset: Tensor
+    ) -> Tensor:
+        mx, my = len(x_domains), len(y_domains)
+        s = torch.empty(mx, my, dtype=torch.float32, device=x.device)
+        tables = x_domains, y_domains, temperature.contiguous(), offset.contiguous()
+        meta = {"K": len(temperature), "D": x.shape[1], "BLOCK": self.block}
+        grid = triton.cdiv(mx, self.block), triton.cdiv(my, self.block)
+        self.launch.tile_kernel(similarity_matrix_kernel, grid, x, y, *tables, s, mx, my, **meta)
+        return s
+
+    def similarity_matrix_grad(
+        self,
+        grad: Tensor,
+        s: Tensor,
+        x_domains: Tensor,
+        y_domains: Tensor,
+        temperature: Tensor,
+        sums: Tensor,
+        like: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        (mx, my), k = grad.shape, len(sums)
+        grid = triton.cdiv(mx, _MATRIX_BLOCK), triton.cdiv(my, _MATRIX_BLOCK)
+        g = like.new_empty(grid[0] * _MATRIX_BLOCK, grid[1] * _MATRIX_BLOCK)
+        parts = s.new_empty(2, grid[1], len(g), k)
+        args = grad, s, x_domains, y_domains, temperature.contiguous(), g, parts, mx, my, grad.stride(0)
+        self.launch(similarity_matrix_grad_kernel, grid, *args, K=k, BLOCK=_MATRIX_BLOCK)
+        is_of = (x_domains[:, None] == torch.arange(k, device=sums.device)).to(sums.dtype)
+        sums += torch.einsum("ra,crb->abc", is_of, parts.sum(1, dtype=sums.dtype)[:, :mx])
+        return g, g.T
+
+
+def _dense_rows(z: Tensor) -> Tensor:
+    """Rows any distance apart, but of adjacent elements."""
+    return z if z.stride(1) == 1 else z.contiguous()
+
+
+def _row_block(rows: Tensor) -> dict[str, int]:
+    """Whole rows for one program: as many as make ``_ELEMENTS``, at most 16."""
+    columns = triton.next_power_of_2(rows.shape[1])
+    return {"ROWS": max(1, min(64, _ELEMENTS // columns)), "BLOCK_D": columns, "num_warps": max(4, columns // 1024)}

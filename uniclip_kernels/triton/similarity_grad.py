@@ -1,0 +1,86 @@
+"""Backward: tiles of similarities, computed again, turned on chip into the gradient H / τ of their negatives."""
+
+import triton
+import triton.language as tl
+
+from .tiles import LN2, LOG2E, NOTHING, domain_pair, dot_tile, holds_only_negatives, negatives, tile_of_program
+
+
+@triton.jit
+def _finite(lse):
+    """0 for the -inf of a row without negatives, where any number will do."""
+    return tl.where(lse == -float("inf"), 0.0, lse)
+
+
+@triton.jit(do_not_specialize=["first_row_tile", "first_col_tile", "row_tiles", "col_tiles"])
+def similarity_grad_kernel(
+    rows,
+    ids,
+    tiles,
+    temperature,
+    offset,
+    domain_mask,
+    lse,
+    coefficient,
+    h,
+    parts,
+    first_row_tile,
+    first_col_tile,
+    row_tiles,
+    col_tiles,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    DIAGONAL: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """h = H / τ of the rectangle, zero where no negative is; on the diagonal both triangles of it.
+
+    parts[0 and 1, it, jt] = Σ H and Σ H s over the unordered pairs of tile (it, jt).
+    """
+    it, jt = tile_of_program(row_tiles, col_tiles, DIAGONAL)
+    if jt >= col_tiles:
+        return
+    row_tile = first_row_tile + it
+    col_tile = first_col_tile + jt
+    lane = tl.arange(0, BLOCK)
+    stride = col_tiles.to(tl.int64) * BLOCK
+    inner = lane[:, None] * stride + lane[None, :]
+    here = h + it * (stride * BLOCK) + jt * BLOCK + inner
+    mirrored = h + jt * (stride * BLOCK) + it * BLOCK + inner
+    part = parts + it.to(tl.int64) * col_tiles + jt
+    second_part = part + row_tiles.to(tl.int64) * col_tiles
+
+    a, b, live = domain_pair(tiles, row_tile, col_tile, domain_mask, K)
+    if not live:
+        nothing = tl.zeros((BLOCK, BLOCK), h.dtype.element_ty)
+        tl.store(here, nothing)
+        if DIAGONAL:
+            tl.store(mirrored, nothing)
+        tl.store(part, 0.0)
+        tl.store(second_part, 0.0)
+        return
+
+    i = row_tile.to(tl.int64) * BLOCK
+    j = col_tile.to(tl.int64) * BLOCK
+    dots = dot_tile(rows + i * D, rows + j * D, D, BLOCK, BLOCK_D, PRECISION)
+    tau = tl.load(temperature + a * K + b)
+    scale = LOG2E / tau
+    x = dots * scale - tl.load(offset + a * K + b) * scale
+    if not holds_only_negatives(tiles, row_tile, col_tile, BLOCK):
+        x = tl.where(negatives(tl.load(ids + i + lane), tl.load(ids + j + lane)), x, NOTHING)
+    row_lse = _finite(tl.load(lse + i + lane)) * LOG2E
+    col_lse = _finite(tl.load(lse + j + lane)) * LOG2E
+    grad = tl.exp2(x - row_lse[:, None]) * tl.load(coefficient + i + lane)[:, None]
+    grad += tl.exp2(x - col_lse[None, :]) * tl.load(coefficient + j + lane)[None, :]
+
+    once = 1.0
+    if DIAGONAL:
+        once = tl.where(it == jt, 0.5, 1.0)  # a tile on the diagonal holds every pair twice
+    tl.store(part, tl.sum(grad) * once)
+    tl.store(second_part, tl.sum(grad * x) * (once * LN2))
+    out = (grad * (1.0 / tau)).to(h.dtype.element_ty)
+    tl.store(here, out)
+    if DIAGONAL and it != jt:
+        tl.store(mirrored, tl.trans(out))

@@ -1,0 +1,122 @@
+"""What the kernels over tiles of similarities share: which tile a program has, its dot products, its mask."""
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+# Stands for -inf in place of similarities that are no negatives: far below every similarity, yet 0 times it is 0.
+NOTHING = tl.constexpr(-1e30)
+
+# Tiles that run at the same time should share operands in L2: programs go through this many rows of tiles together.
+GROUP = tl.constexpr(16)
+
+
+def programs(row_tiles: int, col_tiles: int, diagonal: bool) -> int:
+    """Programs that ``tile_of_program`` needs: on the diagonal those of a triangle, with an odd side rounded up."""
+    if not diagonal:
+        return row_tiles * col_tiles
+    even = row_tiles + row_tiles % 2
+    return even // 2 * (even + 1)
+
+
+@triton.jit
+def tile_of_program(row_tiles, col_tiles, DIAGONAL: tl.constexpr):
+    """(it, jt) of this program. With DIAGONAL it <= jt, and jt may be col_tiles: no tile then.
+
+    The triangle is folded into a rectangle: its rows r and n - 1 - r together have n + 1 tiles.
+    """
+    pid = tl.program_id(0)
+    if DIAGONAL:
+        even = row_tiles + row_tiles % 2
+        a, b = tl.swizzle2d(pid // (even + 1), pid % (even + 1), even // 2, even + 1, GROUP)
+        unfolded = b > a
+        return tl.where(unfolded, a, even - 1 - a), tl.where(unfolded, b - 1, even - 1 - b)
+    return tl.swizzle2d(pid // col_tiles, pid % col_tiles, row_tiles, col_tiles, GROUP)
+
+
+@triton.jit
+def domain_pair(tiles, row_tile, col_tile, domain_mask, K: tl.constexpr):
+    """The domains of the two tiles, and whether there is anything to compare."""
+    a = tl.load(tiles + row_tile * 4)
+    b = tl.load(tiles + col_tile * 4)
+    live = (a >= 0) & (b >= 0)
+    if domain_mask is not None:
+        live = live & (tl.load(domain_mask + a * K + b, mask=live, other=0) != 0)
+    return a, b, live
+
+
+@triton.jit
+def holds_only_negatives(tiles, row_tile, col_tile, BLOCK: tl.constexpr):
+    """Both tiles are full and, since sample numbers ascend, no sample is in both."""
+    row_info = tiles + row_tile * 4
+    col_info = tiles + col_tile * 4
+    full = (tl.load(row_info + 1) == BLOCK) & (tl.load(col_info + 1) == BLOCK)
+    before = tl.load(row_info + 3) < tl.load(col_info + 2)
+    after = tl.load(col_info + 3) < tl.load(row_info + 2)
+    return full & (before | after)
+
+
+@triton.jit
+def negatives(row_ids, col_ids):
+    """(rows, columns) mask of the pairs that are negatives, from sample numbers that are -1 in empty slots."""
+    different = row_ids[:, None] != col_ids[None, :]
+    return different & (row_ids >= 0)[:, None] & (col_ids >= 0)[None, :]
+
+
+@triton.jit
+def dot_tile(x, y, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr):
+    """(BLOCK, BLOCK) dot products of the rows of D columns from x on with those from y on."""
+    row = tl.arange(0, BLOCK) * D
+    k = tl.arange(0, BLOCK_D)
+    x_tile = x + (row[:, None] + k[None, :])
+    y_tile = y + (row[None, :] + k[:, None])
+    dots = tl.zeros((BLOCK, BLOCK), tl.float32)
+    for _ in range(0, D, BLOCK_D):
+        dots = tl.dot(tl.load(x_tile), tl.load(y_tile), dots, input_precision=PRECISION)
+        x_tile += BLOCK_D
+        y_tile += BLOCK_D
+    return dots
+
+
+@triton.jit(do_not_specialize=["first_row_tile", "first_col_tile", "rows", "cols"])
+def sum_pairs_kernel(
+    parts,
+    tiles,
+    sums,
+    first_row_tile,
+    first_col_tile,
+    rows,
+    cols,
+    K: tl.constexpr,
+    ROWS_PER_TILE: tl.constexpr,
+    COLUMNS_ARE_DOMAINS: tl.constexpr,
+    DIAGONAL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """sums[a, b, 0 and 1] += parts[0 and 1, r, c] over the r of domain a and c of domain b; one program a pair a <= b.
+
+    Rows, and columns unless they are domains themselves, stand for tiles of the layout. On the diagonal r <= c.
+    """
+    a = tl.program_id(0) // K
+    b = tl.program_id(0) % K
+    if a <= b:
+        first = tl.zeros((BLOCK,), tl.float64)
+        second = tl.zeros((BLOCK,), tl.float64)
+        total = rows * cols
+        for start in range(0, total, BLOCK):
+            part = start + tl.arange(0, BLOCK)
+            there = part < total
+            r = part // cols
+            c = part % cols
+            row_domain = tl.load(tiles + (first_row_tile + r // ROWS_PER_TILE) * 4, mask=there, other=-1)
+            col_domain = c if COLUMNS_ARE_DOMAINS else tl.load(tiles + (first_col_tile + c) * 4, mask=there, other=-1)
+            wanted = (row_domain == a) & (col_domain == b)
+            if DIAGONAL:
+                wanted = wanted & (r <= c)
+            first += tl.load(parts + part, mask=wanted, other=0.0).to(tl.float64)
+            second += tl.load(parts + total + part, mask=wanted, other=0.0).to(tl.float64)
+        at = sums + (a * K + b) * 2
+        tl.store(at, tl.load(at) + tl.sum(first, 0))
+        tl.store(at + 1, tl.load(at + 1) + tl.sum(second, 0))
