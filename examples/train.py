@@ -1,0 +1,138 @@
+"""Train UniCLIP on pictures and texts: ``python examples/train.py --help`` tells all.
+
+Beside this file, in uniclip/: `sources`, `samples` and `openmoji` (data), `text` and `augment` (what the encoders
+see), `model`, `objective` and `trainer` (one step), `retrieval` (evaluation), `metrics` and `plots` (what is written).
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from torch import Tensor
+from tqdm import tqdm
+from uniclip import checkpoint, plots, sources
+from uniclip.metrics import RECALLS, Metrics, peak_memory_bytes
+from uniclip.options import parse, settings
+from uniclip.retrieval import HeldOut, recalls, similarities
+from uniclip.samples import split
+from uniclip.trainer import Trainer
+
+EVALUATE_EVERY = 4  # epochs; after the last one too
+INTERRUPTED = 130  # exit status, as the shell has it
+
+
+def main() -> int:
+    options = parse()
+    try:
+        return run(options)
+    except (sources.DataError, checkpoint.CheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nquit at once; steps since the last checkpoint are lost", file=sys.stderr)
+        return INTERRUPTED
+
+
+def run(options: argparse.Namespace) -> int:
+    saved = options.out / "checkpoint.pt"
+    state = checkpoint.load(saved, settings(options)) if options.resume else None
+
+    samples = sources.load(options.data, options.limit)
+    train, test = split(samples, options.seed)
+    held_out = HeldOut.of(test)
+    print(f"{len(train)} samples to train on, {len(test)} held out with {len(held_out.captions)} captions")
+
+    trainer = Trainer(train, options)
+    if state:
+        trainer.load_state_dict(state["trainer"])
+    metrics = Metrics(options.out, state["metrics"] if state else [])
+
+    def save() -> None:
+        checkpoint.save(
+            saved, {"settings": settings(options), "trainer": trainer.state_dict(), "metrics": metrics.rows}
+        )
+
+    with interrupts() as interrupted, progress(trainer) as bar:
+        while trainer.step < trainer.steps:
+            if interrupted():
+                save()
+                bar.close()
+                print(
+                    f"stopped after step {trainer.step} of {trainer.steps}; to go on:\n  {resume_command()}"
+                )
+                return INTERRUPTED
+            loss = trainer.train_step()
+            bar.set_postfix(epoch=trainer.epoch, loss=f"{loss:.3f}", refresh=False)
+            bar.update(trainer.batch_size)
+            if trainer.step % trainer.steps_an_epoch == 0:
+                metrics.add(epoch_row(trainer, held_out, options))
+                trainer.clear_sums()
+                save()
+                bar.write(metrics.line())
+    metrics.close()
+
+    plots.curves(metrics.rows, trainer.objective, options.out / "curves.png")
+    plots.retrieval(held_out, similarities(trainer.average.module, held_out), options.out / "retrieval.png")
+    print(f"see {options.out}/metrics.jsonl, curves.png and retrieval.png")
+    return 0
+
+
+def epoch_row(trainer: Trainer, held_out: HeldOut, options: argparse.Namespace) -> dict:
+    """The line of metrics.jsonl for the epoch that has just ended; evaluation is of the averaged weights."""
+    measured = dict.fromkeys(RECALLS)
+    if trainer.epoch % EVALUATE_EVERY == 0 or trainer.epoch == options.epochs:
+        measured = recalls(similarities(trainer.average.module, held_out), held_out.right)
+    sums = trainer.sums
+    return {
+        "epoch": trainer.epoch,
+        "step": trainer.step,
+        "loss": sums["loss"] / trainer.steps_an_epoch,
+        **measured,
+        "temperature": symmetric(trainer.loss.temperature),
+        "offset": symmetric(trainer.loss.offset),
+        **{name: sums[name] for name in ("seconds_encoders", "seconds_loss", "seconds_optimizer")},
+        "peak_memory_bytes": peak_memory_bytes(options.device),
+    }
+
+
+def symmetric(table: Tensor) -> list[list[float]]:
+    """A (K, K) table of which only the upper triangle counts, as lists."""
+    return (table.triu() + table.triu(1).T).tolist()
+
+
+def progress(trainer: Trainer) -> tqdm:
+    samples = trainer.batch_size
+    return tqdm(
+        total=trainer.steps * samples, initial=trainer.step * samples, unit=" samples", unit_scale=True
+    )
+
+
+@contextmanager
+def interrupts() -> Iterator[Callable[[], bool]]:
+    """Tells whether Ctrl-C was pressed; it ends nothing by itself the first time, everything the second time."""
+    pressed = False
+
+    def note(*_) -> None:
+        nonlocal pressed
+        pressed = True
+        signal.signal(signal.SIGINT, previous)
+
+    previous = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def resume_command() -> str:
+    command = sys.orig_argv if "--resume" in sys.argv else [*sys.orig_argv, "--resume"]
+    return shlex.join(command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

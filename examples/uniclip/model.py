@@ -1,0 +1,150 @@
+"""The three parts of UniCLIP that have weights: image encoder, text encoder and the augmentation-aware head."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .augment import FIELDS
+from .objective import Objective
+from .text import BUCKETS
+
+
+class ResidualConv(nn.Module):
+    """Two 3×3 convolutions around a skip; starts as the identity."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+        )
+        nn.init.zeros_(self.layers[-1].weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.layers(x))
+
+
+class ResidualMLP(nn.Module):
+    """A pre-normalised two-layer perceptron around a skip; starts as the identity."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)
+        )
+        nn.init.zeros_(self.layers[-1].weight)
+        nn.init.zeros_(self.layers[-1].bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+class ImageEncoder(nn.Sequential):
+    """(N, 3, S, S) pictures in [0, 1] to (N, features): a small residual network on 4×4 patches.
+
+    The last feature map is flattened, not pooled: where a thing stands in a drawing carries meaning.
+    """
+
+    def __init__(self, image_size: int, widths: tuple[int, ...]) -> None:
+        layers: list[nn.Module] = []
+        channels, side = 3, image_size
+        for kernel, width in zip((4, *[3] * (len(widths) - 1)), widths, strict=True):
+            stride, padding = (4, 0) if kernel == 4 else (2, 1)
+            layers += [
+                nn.Conv2d(channels, width, kernel, stride, padding, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(inplace=True),
+                ResidualConv(width),
+            ]
+            channels, side = width, (side + 2 * padding - kernel) // stride + 1
+        super().__init__(*layers, nn.Flatten())
+        self.features = channels * side * side
+
+
+class AugmentationAwareHead(nn.Module):
+    """Image features and what was done to the picture, to an embedding (section 3.1 of the paper).
+
+    The encoder sees only pixels, so it cannot know that a dark picture was darkened. The head is told, by the vector
+    of `augment.FIELDS`, and can undo it. ``aware=False`` leaves the vector out.
+    """
+
+    def __init__(self, features: int, width: int, embedding: int, aware: bool) -> None:
+        super().__init__()
+        self.features = nn.Linear(features, width)
+        self.augmentation = (
+            nn.Sequential(nn.Linear(len(FIELDS), 64), nn.GELU(), nn.Linear(64, width)) if aware else None
+        )
+        self.layers = nn.Sequential(
+            ResidualMLP(width, width), nn.LayerNorm(width), nn.Linear(width, embedding)
+        )
+
+    def forward(self, features: Tensor, augmentation: Tensor) -> Tensor:
+        hidden = self.features(features)
+        if self.augmentation is not None:
+            hidden = hidden + self.augmentation(augmentation)
+        return self.layers(hidden)
+
+
+class TextEncoder(nn.Module):
+    """Bags of text features, as from `text.TextTable.bags`, to (N, embedding)."""
+
+    def __init__(self, width: int, hidden: int, embedding: int) -> None:
+        super().__init__()
+        self.table = nn.EmbeddingBag(BUCKETS, width, mode="mean")
+        # Small, so that features never met in training hardly disturb those that were.
+        nn.init.normal_(self.table.weight, std=0.003)
+        self.layers = nn.Sequential(
+            nn.LayerNorm(width), ResidualMLP(width, hidden), nn.LayerNorm(width), nn.Linear(width, embedding)
+        )
+
+    def forward(self, ids: Tensor, offsets: Tensor) -> Tensor:
+        return self.layers(self.table(ids, offsets))
+
+
+class UniCLIP(nn.Module):
+    """One image encoder with a head for each image domain, and one text encoder."""
+
+    image_size = 48
+    embedding = 256
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        self.objective = objective
+        self.image = ImageEncoder(self.image_size, (64, 128, 256))
+        self.heads = nn.ModuleDict(
+            {
+                objective.domains[domain]: AugmentationAwareHead(
+                    self.image.features, 512, self.embedding, objective.aware
+                )
+                for _, domain in objective.image_rows
+            }
+        )
+        self.text = TextEncoder(256, 512, self.embedding)
+
+    def encode_image(self, images: Tensor, augmentation: Tensor) -> Tensor:
+        """(N, 3, S, S) pictures and (N, F) augmentation vectors to (N, D) embeddings that texts are compared with."""
+        return self.heads["image"](self.image(images), augmentation)
+
+    def encode_text(self, ids: Tensor, offsets: Tensor) -> Tensor:
+        return self.text(ids, offsets)
+
+    def forward(
+        self, views: list[Tensor], augmentations: list[Tensor], texts: tuple[Tensor, Tensor]
+    ) -> list[Tensor]:
+        """Embeddings of a batch of N samples: one (N, D) tensor for each of the objective's rows, images first.
+
+        views          (N, 3, S, S) augmented pictures, one tensor a view
+        augmentations  (N, F) vectors of what was done, one tensor a view
+        texts          bags of text_rows·N texts, the first text of all samples first
+        """
+        features = self.image(torch.cat(views)).chunk(len(views))
+        names = self.objective.domains
+        images = [
+            self.heads[names[domain]](features[view], augmentations[view])
+            for view, domain in self.objective.image_rows
+        ]
+        return images + list(self.text(*texts).chunk(self.objective.text_rows))

@@ -1,0 +1,133 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from uniclip_kernels import backends
+
+from .objective import OBJECTIVES
+
+DESCRIPTION = """\
+Train UniCLIP from scratch on pictures and texts.
+
+Without --data it trains on the OpenMoji drawings and their Unicode names, which pip has installed: about 8 minutes
+on two CPU cores. A tenth of the samples, drawn by the seed, is held out; how often a held-out text finds its picture
+and a picture its text (recall@1, @5, @10) is measured every few epochs and at the end."""
+
+EPILOG = """\
+data:
+  (none)                    OpenMoji (CC BY-SA 4.0). Drawings are rendered once and kept in ~/.cache/uniclip-kernels
+                            (or below $XDG_CACHE_HOME).
+  DIR                       a folder with captions.csv, UTF-8, whose header names the columns image and caption; image
+                            is a path from the folder. An image may have many lines, each with one caption.
+  'path/shard-{000..009}.tar'
+                            WebDataset shards (quote the braces): an image (jpg, jpeg, png, webp) and a txt of the
+                            same name with one caption a line.
+  Pictures are cut to their central square, scaled to 64 by 64 pixels and held in memory, 12 KiB each.
+  Pictures with the very same pixels are one sample with several captions.
+
+objectives:
+  uniclip       two augmented views and two texts a sample, all compared with all (MP-NCE), with a temperature and an
+                offset for each pair of domains, and image heads that are told the augmentation
+  clip          one view and one caption, picture against text only
+  simclr+clip   clip, beside a second image head in which two views of a picture meet
+
+written to --out:
+  metrics.jsonl     one JSON object an epoch
+  checkpoint.pt     after each epoch and on Ctrl-C, never half written
+  tensorboard/      the same numbers: tensorboard --logdir OUT
+  curves.png        loss, recall, temperatures and offsets over time
+  retrieval.png     held-out texts with their five nearest held-out pictures
+
+Ctrl-C ends the step in hand, saves, and prints the command that goes on; what follows is the same, bit for bit, as if
+it had not been stopped (same machine, same number of threads). A second Ctrl-C quits at once."""
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    usable = [name for name, reason in backends().items() if reason is None]
+    parser = argparse.ArgumentParser(
+        description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add(
+        "--data",
+        metavar="DIR|SHARDS",
+        help="pictures and captions of your own (see below); default: OpenMoji",
+    )
+    add(
+        "--objective",
+        choices=OBJECTIVES,
+        default="uniclip",
+        help="what to train with (see below); default: uniclip",
+    )
+    add(
+        "--backend",
+        choices=backends(),
+        help=f"of the loss; usable here: {', '.join(usable)}; default: the best",
+    )
+    add("--epochs", type=_positive, default=36, help="passes over the training samples; default: %(default)s")
+    add("--batch-size", type=_positive, default=256, help="samples a step; default: %(default)s")
+    add("--limit", type=_positive, metavar="N", help="read the first N rows of the data only")
+    add(
+        "--seed",
+        type=_seed,
+        default=0,
+        help="of the held-out tenth, weights, order and augmentation; default: 0",
+    )
+    add(
+        "--out",
+        type=Path,
+        default=Path("runs/train"),
+        help="folder for results, made if needed; default: %(default)s",
+    )
+    add(
+        "--device",
+        type=_device,
+        default=_default_device(),
+        help="cpu, cuda, cuda:1 …; default here: %(default)s",
+    )
+    add(
+        "--resume",
+        action="store_true",
+        help="go on from the checkpoint in --out (give the other options as before); without it a run begins anew and "
+        "replaces what is in --out",
+    )
+    options = parser.parse_args(arguments)
+    if options.backend and (reason := backends()[options.backend]):
+        parser.error(f"--backend {options.backend} is not usable here: {reason}")
+    return options
+
+
+def settings(options: argparse.Namespace) -> dict:
+    """What has to be the same for a checkpoint to be resumed: all that decides the numbers."""
+    names = ("data", "objective", "epochs", "batch_size", "limit", "seed")
+    return {name: getattr(options, name) for name in names}
+
+
+def _positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def _seed(text: str) -> int:
+    if (value := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, got {value}")
+    return value
+
+
+def _device(text: str) -> torch.device:
+    try:
+        device = torch.device(text)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(f"{text} is not usable here: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def _default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
