@@ -18,7 +18,7 @@ class CPUBackend(Backend):
     block = _C.cpu_block
     column_multiple = 32
     known_on_host = True
-    workspace_bytes = 10 << 20  # small enough to stay in the last-level cache
+    workspace_bytes = 4 << 20  # small enough to stay in the last-level cache
     stores_transpose = True
 
     def unusable(self) -> str | None:

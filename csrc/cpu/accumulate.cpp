@@ -11,7 +11,8 @@ namespace {
 
 constexpr int64_t kRows = 128;  // of `out` in one task
 constexpr int64_t kCols = 512;
-constexpr int64_t kDepth = 512;  // rows of `b` multiplied at a time
+constexpr int64_t kWidth = 128;  // columns and rows of `b` multiplied at a time: a block of it stays in L2
+constexpr int64_t kDepth = 256;
 
 // b as gemm wants it: bfloat16 is packed once for all tasks, other types are used as they lie.
 template <class C>
@@ -54,11 +55,13 @@ void accumulate(Tensor out, const Tensor a, const Tensor b) {
     parallel_tasks(
         ceil_div(sums.rows, kRows) * col_tasks, [] { return 0; },
         [&](int64_t task, int) {
-          const int64_t i = task / col_tasks * kRows, j = task % col_tasks * kCols;
-          const int64_t m = std::min(kRows, sums.rows - i), n = std::min(kCols, sums.cols - j);
+          const int64_t i = task / col_tasks * kRows, first = task % col_tasks * kCols;
+          const int64_t m = std::min(kRows, sums.rows - i), end = std::min(first + kCols, sums.cols);
           for (int64_t k = 0; k < depth; k += kDepth) {
-            gemm(m, n, std::min(kDepth, depth - k), left[i] + k, left.stride, operand.at(k, j), operand.stride,
-                 sums[i] + j, sums.stride, true);
+            for (int64_t j = first; j < end; j += kWidth) {
+              gemm(m, std::min(kWidth, end - j), std::min(kDepth, depth - k), left[i] + k, left.stride,
+                   operand.at(k, j), operand.stride, sums[i] + j, sums.stride, true);
+            }
           }
         });
   });
