@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from . import types
-from .syntax import Address, Immediate, Instruction, Kernel, Symbol, registers_of
+from .syntax import Address, Immediate, Instruction, Kernel, Symbol, Tuple, registers_of
 
 BRANCHES = ("bra", "ret", "exit")
 GATES = ("bar", "barrier", "shfl", "vote", "redux", "mma", "ldmatrix")
@@ -91,13 +91,22 @@ def writes(instruction: Instruction) -> set[str]:
     return set(registers_of(instruction.operands[0]))
 
 
+def _packed(instruction: Instruction) -> set[str]:
+    """Registers that a `mov` packs into one."""
+    if instruction.opcode != "mov" or not isinstance(instruction.operands[1], Tuple):
+        return set()
+    return set(registers_of(instruction.operands[1]))
+
+
 def _unproven_reads(kernel: Kernel, segments: dict[int, Segment]) -> dict[int, set[str]]:
     """By instruction index, the registers it reads that not every path to it has certainly written.
 
     Forward data flow; the few reads left over (say, of a register written under a predicate and read under the same
-    one) are checked thread by thread when executed.
+    one) are checked thread by thread when executed. A half that LLVM leaves undefined, packed by `mov` from a register
+    that no instruction writes, is no error: it holds 0xFF bytes like all that nobody wrote.
     """
     written = [set() if instruction.predicate else writes(instruction) for instruction in kernel.instructions]
+    ever_written = set().union(*map(writes, kernel.instructions))
     at_entry = {0: set()}
     pending = [0]
     while pending:
@@ -112,6 +121,7 @@ def _unproven_reads(kernel: Kernel, segments: dict[int, Segment]) -> dict[int, s
         segment, known = segments[start], set(known)
         for index in range(start, segment.stop + (segment.branch is not None)):
             unknown = reads(kernel.instructions[index]) - known
+            unknown -= _packed(kernel.instructions[index]) - ever_written
             if unknown:
                 found[index] = unknown
             known |= written[index]
