@@ -68,6 +68,19 @@ FAULTS = {
         "[%r7]; st.shared.u32 [%r5], 0;",
         "data race in shared memory: write-after-read",
     ),
+    "write after read by all": (
+        REVERSE,
+        "sub.u32 %r6, 63, %r0;",
+        "ld.shared.u32 %r9, [%r4]; setp.ne.u32 %p0, %r0, 63; @%p0 bra L; st.shared.u32 [%r4], 9;"
+        "L: sub.u32 %r6, 63, %r0;",
+        "data race in shared memory: write-after-read, the other access by several threads [block 0, thread 63]",
+    ),
+    "barrier in the other block only": (
+        REVERSE,
+        "bar.sync 0;",
+        "setp.eq.u32 %p0, %r1, 0; @%p0 bra L; bar.sync 0; L:",
+        "data race in shared memory: read-after-write, the other access by thread 63 [block 0, thread 0]",
+    ),
     "one place for all": (REVERSE, "[%r5], %r3", "[%r4], %r3", "two threads store different values at once"),
     "write by another thread": (
         REVERSE,
@@ -82,6 +95,18 @@ FAULTS = {
         "sub.u32 %r6, 63, %r0;",
         "setp.lt.u32 %p0, %r0, 63; @%p0 sub.u32 %r6, 63, %r0;",
         "register %r6 is read before it is written [block 0, thread 63]",
+    ),
+    "register written on the first of two paths": (
+        REVERSE,
+        "sub.u32 %r6, 63, %r0;",
+        "setp.lt.u32 %p0, %r0, 20; @%p0 bra L; sub.u32 %r6, 63, %r0; bra M; L: mov.u32 %r9, 0; M:",
+        "register %r6 is read before it is written [block 0, thread 0]",
+    ),
+    "register written on the second of two paths": (
+        REVERSE,
+        "sub.u32 %r6, 63, %r0;",
+        "setp.lt.u32 %p0, %r0, 20; @%p0 bra L; mov.u32 %r9, 0; bra M; L: sub.u32 %r6, 63, %r0; M:",
+        "register %r6 is read before it is written [block 0, thread 20]",
     ),
     "unwritten predicate": (REVERSE, "bar.sync 0;", "@%p1 mov.u32 %r6, 0; bar.sync 0;", "register %p1 is read before"),
     "unwritten branch predicate": (REVERSE, "bar.sync 0;", "@%p1 bra L; L: bar.sync 0;", "register %p1 is read before"),
@@ -177,10 +202,10 @@ def test_a_view_may_reach_all_of_its_storage_but_no_further():
 
 def test_two_views_of_a_tensor_are_the_same_memory():
     body = "ld.param.u64 %d0, [a]; ld.param.u64 %d1, [b]; st.global.u32 [%d0], 7; ld.global.u32 %r0, [%d1+4];"
-    body += "st.global.u32 [%d1+8], %r0;"
+    body += "st.global.u32 [%d1+8], %r0; sub.s64 %d2, %d0, %d1; cvt.u32.u64 %r1, %d2; st.global.u32 [%d1], %r1;"
     values = torch.zeros(3, dtype=torch.int32)
     run(kernel_text(body, "u64 a, u64 b"), "k", (1,), (1,), [values[1:], values])
-    assert values.tolist() == [0, 7, 7]
+    assert values.tolist() == [4, 7, 7]
 
 
 def test_source_lines_of_the_compiler_are_reported():

@@ -94,20 +94,44 @@ def test_planted_fault(fault):
         tile_product(TILE_PRODUCT.replace(right, wrong))
 
 
-def test_async_copy_fills_with_zeros_and_never_reads_beyond_its_source():
-    """16 bytes of which only the first 6 are read: they are all that the buffer has."""
-    body = """
-        .shared .align 16 .b8 tile[16];
-        ld.param.u64 %d0, [source]; ld.param.u64 %d1, [out]; mov.u32 %r0, tile; mov.u32 %r1, 6;
-        cp.async.cg.shared.global [%r0], [%d0], 16, %r1;
-        cp.async.wait_all;
-        ld.shared.v4.b32 {%r2, %r3, %r4, %r5}, [%r0]; st.global.v4.b32 [%d1], {%r2, %r3, %r4, %r5};
-    """
+# one thread copies up to 16 bytes, of which %r1 are read and the others zero
+PARTIAL_COPY = """
+    .shared .align 16 .b8 tile[16];
+    ld.param.u64 %d0, [source]; ld.param.u64 %d1, [out]; mov.u32 %r0, tile; mov.u32 %r1, 6;
+    cp.async.cg.shared.global [%r0], [%d0], 16, %r1;
+    cp.async.wait_all;
+    ld.shared.v4.b32 {%r2, %r3, %r4, %r5}, [%r0]; st.global.v4.b32 [%d1], {%r2, %r3, %r4, %r5};
+"""
+
+
+def partial_copy(body: str, check: bool = True) -> list[int]:
     source, out = np.arange(1, 4, dtype=np.uint16), np.zeros(8, np.uint16)
-    run(kernel_text(body, "u64 source, u64 out"), "k", (1,), (1,), [source, out])
-    assert out.tolist() == [1, 2, 3, 0, 0, 0, 0, 0]
-    with pytest.raises(PTXError, match="out of bounds"):
-        run(kernel_text(body.replace("%r1, 6", "%r1, 7"), "u64 source, u64 out"), "k", (1,), (1,), [source, out])
+    run(kernel_text(body, "u64 source, u64 out"), "k", (1,), (1,), [source, out], check=check)
+    return out.tolist()
+
+
+def test_async_copy_fills_with_zeros():
+    assert partial_copy(PARTIAL_COPY) == [1, 2, 3, 0, 0, 0, 0, 0]
+    assert partial_copy(PARTIAL_COPY.replace("%r1, 6", "%r1, 0")) == [0] * 8
+
+
+PARTIAL_FAULTS = {
+    "source too short": ("%r1, 6", "%r1, 7", "out of bounds: 1 bytes at byte 6"),
+    "source longer than the copy": ("%r1, 6", "%r1, 17", "cp.async of 16 bytes from a source of 17"),
+    "misaligned source": ("[%d0], 16", "[%d0+2], 16", "misaligned access: 16 bytes"),
+    "a thread's own copy not waited for": ("cp.async.wait_all;", "", "cp.async that was not waited for"),
+}
+
+
+@pytest.mark.parametrize("fault", PARTIAL_FAULTS)
+def test_planted_fault_in_a_partial_copy(fault):
+    right, wrong, message = PARTIAL_FAULTS[fault]
+    with pytest.raises(PTXError, match=message):
+        partial_copy(PARTIAL_COPY.replace(right, wrong))
+
+
+def test_async_copy_without_wait_leaves_nan_when_races_are_not_searched():
+    assert partial_copy(PARTIAL_COPY.replace("cp.async.wait_all;", ""), check=False) == [0xFFFF] * 8
 
 
 # D = A B for A[16, K] and B[K, 8] in 32-bit words of 1 or 2 elements; B is passed transposed, D's rows are of 8 floats.
