@@ -62,9 +62,7 @@ def run(options: argparse.Namespace) -> int:
             if interrupted():
                 save()
                 bar.close()
-                print(
-                    f"stopped after step {trainer.step} of {trainer.steps}; to go on:\n  {resume_command()}"
-                )
+                print(f"stopped after step {trainer.step} of {trainer.steps}; to go on:\n  {resume_command()}")
                 return INTERRUPTED
             loss = trainer.train_step()
             bar.set_postfix(epoch=trainer.epoch, loss=f"{loss:.3f}", refresh=False)
@@ -107,9 +105,7 @@ def symmetric(table: Tensor) -> list[list[float]]:
 
 def progress(trainer: Trainer) -> tqdm:
     samples = trainer.batch_size
-    return tqdm(
-        total=trainer.steps * samples, initial=trainer.step * samples, unit=" samples", unit_scale=True
-    )
+    return tqdm(total=trainer.steps * samples, initial=trainer.step * samples, unit=" samples", unit_scale=True)
 
 
 @contextmanager

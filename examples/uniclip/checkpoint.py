@@ -25,7 +25,5 @@ def load(path: Path, settings: dict) -> dict:
     for name, value in settings.items():
         if state["settings"][name] != value:
             was = state["settings"][name]
-            raise CheckpointError(
-                f"--resume: {path} was made with {name} {was!r}, this run has {name} {value!r}"
-            )
+            raise CheckpointError(f"--resume: {path} was made with {name} {was!r}, this run has {name} {value!r}")
     return state

@@ -33,9 +33,7 @@ class ResidualMLP(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)
-        )
+        self.layers = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
         nn.init.zeros_(self.layers[-1].weight)
         nn.init.zeros_(self.layers[-1].bias)
 
@@ -78,9 +76,7 @@ class AugmentationAwareHead(nn.Module):
         self.augmentation = (
             nn.Sequential(nn.Linear(len(FIELDS), 64), nn.GELU(), nn.Linear(64, width)) if aware else None
         )
-        self.layers = nn.Sequential(
-            ResidualMLP(width, width), nn.LayerNorm(width), nn.Linear(width, embedding)
-        )
+        self.layers = nn.Sequential(ResidualMLP(width, width), nn.LayerNorm(width), nn.Linear(width, embedding))
 
     def forward(self, features: Tensor, augmentation: Tensor) -> Tensor:
         hidden = self.features(features)
@@ -132,9 +128,7 @@ class UniCLIP(nn.Module):
     def encode_text(self, ids: Tensor, offsets: Tensor) -> Tensor:
         return self.text(ids, offsets)
 
-    def forward(
-        self, views: list[Tensor], augmentations: list[Tensor], texts: tuple[Tensor, Tensor]
-    ) -> list[Tensor]:
+    def forward(self, views: list[Tensor], augmentations: list[Tensor], texts: tuple[Tensor, Tensor]) -> list[Tensor]:
         """Embeddings of a batch of N samples: one (N, D) tensor for each of the objective's rows, images first.
 
         views          (N, 3, S, S) augmented pictures, one tensor a view
@@ -144,7 +138,6 @@ class UniCLIP(nn.Module):
         features = self.image(torch.cat(views)).chunk(len(views))
         names = self.objective.domains
         images = [
-            self.heads[names[domain]](features[view], augmentations[view])
-            for view, domain in self.objective.image_rows
+            self.heads[names[domain]](features[view], augmentations[view]) for view, domain in self.objective.image_rows
         ]
         return images + list(self.text(*texts).chunk(self.objective.text_rows))

@@ -81,7 +81,7 @@ def retrieval(held_out: HeldOut, similarity: Tensor, path: Path) -> None:
         for axis, value, picture in zip(line, values.tolist(), pictures.tolist(), strict=True):
             right = bool(held_out.right[text, picture])
             axis.axis("on")
-            axis.imshow(held_out.samples.images[picture].permute(1, 2, 0))
+            axis.imshow(held_out.samples.images[picture].permute(1, 2, 0).numpy())
             axis.set(xticks=[], yticks=[])
             axis.set_xlabel(f"{'✓ ' if right else ''}{value:.2f}", fontsize=8, color=RIGHT if right else INK)
             for spine in axis.spines.values():

@@ -53,9 +53,7 @@ def similarities(model: UniCLIP, held_out: HeldOut) -> Tensor:
     pictures = []
     for images in held_out.samples.images.split(CHUNK):
         nothing = augment.identity(len(images), device)
-        pictures.append(
-            model.encode_image(augment.apply(images.to(device), nothing, model.image_size), nothing)
-        )
+        pictures.append(model.encode_image(augment.apply(images.to(device), nothing, model.image_size), nothing))
     texts = [
         model.encode_text(*held_out.table.bags(rows, device))
         for rows in torch.arange(len(held_out.captions)).split(CHUNK)

@@ -11,6 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from tqdm import tqdm
+
 from . import openmoji
 from .samples import DataError, Row, Samples, merge, read_image
 
@@ -22,14 +24,14 @@ def load(source: str | None, limit: int | None) -> Samples:
     Raises `DataError`, which names the file and the line.
     """
     if source is None:
-        rows = islice(openmoji.rows(), limit)
+        rows = openmoji.rows(limit)
     elif Path(source).is_dir():
         rows = csv_rows(Path(source), limit)
     elif source.endswith(".tar"):
         rows = islice(shard_rows(source), limit)
     else:
         raise DataError(f"{source}: neither a folder with captions.csv nor WebDataset shards (….tar)")
-    return merge(rows, source or "OpenMoji")
+    return merge(tqdm(rows, "reading pictures", unit="", leave=False, disable=None), source or "OpenMoji")
 
 
 def csv_rows(folder: Path, limit: int | None = None) -> Iterator[Row]:
@@ -80,9 +82,7 @@ def _csv_entries(table: Path) -> Iterator[_Entry]:
                     raise DataError(f"{table}:{line}: no column {' or '.join(sorted(missing))} in {header}")
             elif fields:
                 if len(fields) != len(header):
-                    raise DataError(
-                        f"{table}:{line}: {len(fields)} fields where the header has {len(header)}"
-                    )
+                    raise DataError(f"{table}:{line}: {len(fields)} fields where the header has {len(header)}")
                 image, caption = (fields[header.index(name)].strip() for name in ("image", "caption"))
                 for name, value in (("image", image), ("caption", caption)):
                     if not value:

@@ -43,15 +43,11 @@ class Trainer:
 
         torch.manual_seed(options.seed)
         self.model = UniCLIP(self.objective).to(self.device, memory_format=torch.channels_last)
-        self.average = AveragedModel(
-            self.model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGING), use_buffers=True
-        )
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGING), use_buffers=True)
         self.loss = self.objective.loss(options.backend).to(self.device)
         self.optimizer = _adamw(self.model, self.loss)
         self.steps = self.steps_an_epoch * options.epochs
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: warm_up_cosine(step, self.steps)
-        )
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: warm_up_cosine(step, self.steps))
         self.step = 0
         self.clear_sums()
 
