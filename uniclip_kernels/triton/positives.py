@@ -34,7 +34,7 @@ def _sigmoid(x):
 
 
 @triton.jit
-def _run(runs, slot, e, K: tl.constexpr):
+def _run(runs, slot, e, K):
     """Slots [start, end) of the samples of these slots in domain e."""
     at = runs + (slot.to(tl.int64) * K + e) * 2
     return tl.load(at), tl.load(at + 1)
@@ -47,7 +47,7 @@ def _load_rows(rows, slot, live, D: tl.constexpr, BLOCK_D: tl.constexpr):
     return tl.load(at, mask=live[:, None] & (column < D)[None, :], other=0.0).to(tl.float32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["K"])
 def positives_forward_kernel(
     rows,
     tiles,
@@ -59,7 +59,7 @@ def positives_forward_kernel(
     lse,
     loss,
     coefficient,
-    K: tl.constexpr,
+    K,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
@@ -93,7 +93,7 @@ def positives_forward_kernel(
     tl.store(coefficient + slot, slope)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["K"])
 def positives_backward_kernel(
     rows,
     tiles,
@@ -106,7 +106,7 @@ def positives_backward_kernel(
     scale,
     grad_rows,
     parts,
-    K: tl.constexpr,
+    K,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,

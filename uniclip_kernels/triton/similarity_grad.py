@@ -12,7 +12,7 @@ def _finite(lse):
     return tl.where(lse == -float("inf"), 0.0, lse)
 
 
-@triton.jit(do_not_specialize=["first_row_tile", "first_col_tile", "row_tiles", "col_tiles"])
+@triton.jit(do_not_specialize=["first_row_tile", "first_col_tile", "row_tiles", "col_tiles", "K"])
 def similarity_grad_kernel(
     rows,
     ids,
@@ -28,7 +28,7 @@ def similarity_grad_kernel(
     first_col_tile,
     row_tiles,
     col_tiles,
-    K: tl.constexpr,
+    K,
     D: tl.constexpr,
     DIAGONAL: tl.constexpr,
     BLOCK: tl.constexpr,

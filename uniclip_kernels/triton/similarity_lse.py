@@ -14,7 +14,7 @@ def log2_sum_exp2(x, axis: tl.constexpr):
     return pivot + tl.log2(tl.sum(tl.exp2(x - tl.expand_dims(pivot, axis)), axis))
 
 
-@triton.jit(do_not_specialize=["first_row_tile", "first_col_tile", "row_tiles", "col_tiles"])
+@triton.jit(do_not_specialize=["first_row_tile", "first_col_tile", "row_tiles", "col_tiles", "K"])
 def similarity_lse_kernel(
     rows,
     ids,
@@ -28,7 +28,7 @@ def similarity_lse_kernel(
     first_col_tile,
     row_tiles,
     col_tiles,
-    K: tl.constexpr,
+    K,
     D: tl.constexpr,
     DIAGONAL: tl.constexpr,
     BLOCK: tl.constexpr,

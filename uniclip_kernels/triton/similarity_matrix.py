@@ -6,7 +6,7 @@ import triton.language as tl
 from .tiles import dot_tile
 
 
-@triton.jit(do_not_specialize=["x_rows", "y_rows"])
+@triton.jit(do_not_specialize=["x_rows", "y_rows", "K"])
 def similarity_matrix_kernel(
     x,
     y,
@@ -17,7 +17,7 @@ def similarity_matrix_kernel(
     s,
     x_rows,
     y_rows,
-    K: tl.constexpr,
+    K,
     D: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -38,7 +38,7 @@ def similarity_matrix_kernel(
     tl.store(out, values, mask=in_x[:, None] & in_y[None, :])
 
 
-@triton.jit(do_not_specialize=["x_rows", "y_rows", "stride"])
+@triton.jit(do_not_specialize=["x_rows", "y_rows", "stride", "K"])
 def similarity_matrix_grad_kernel(
     grad,
     s,
@@ -50,7 +50,7 @@ def similarity_matrix_grad_kernel(
     x_rows,
     y_rows,
     stride,
-    K: tl.constexpr,
+    K,
     BLOCK: tl.constexpr,
 ):
     """g = grad / temperature, zero beyond (x_rows, y_rows) up to whole tiles.

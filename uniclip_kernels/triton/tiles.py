@@ -37,7 +37,7 @@ def tile_of_program(row_tiles, col_tiles, DIAGONAL: tl.constexpr):
 
 
 @triton.jit
-def domain_pair(tiles, row_tile, col_tile, domain_mask, K: tl.constexpr):
+def domain_pair(tiles, row_tile, col_tile, domain_mask, K):
     """The domains of the two tiles, and whether there is anything to compare."""
     a = tl.load(tiles + row_tile * 4)
     b = tl.load(tiles + col_tile * 4)
@@ -80,7 +80,7 @@ def dot_tile(x, y, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, 
     return dots
 
 
-@triton.jit(do_not_specialize=["first_row_tile", "first_col_tile", "rows", "cols"])
+@triton.jit(do_not_specialize=["first_row_tile", "first_col_tile", "rows", "cols", "K"])
 def sum_pairs_kernel(
     parts,
     tiles,
@@ -89,7 +89,7 @@ def sum_pairs_kernel(
     first_col_tile,
     rows,
     cols,
-    K: tl.constexpr,
+    K,
     ROWS_PER_TILE: tl.constexpr,
     COLUMNS_ARE_DOMAINS: tl.constexpr,
     DIAGONAL: tl.constexpr,
