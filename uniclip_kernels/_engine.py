@@ -91,7 +91,7 @@ def mp_nce_backward(
     grad_z = None
     if grad_rows is not None:
         grad_z = backend.scatter_rows(grad_rows, z, problem.layout.slot, inv_norm, factor, normalize)
-    return grad_z, sums[..., 1], sums[..., 0]
+    return grad_z, sums[..., 1].contiguous(), sums[..., 0].contiguous()
 
 
 def similarity_forward(
@@ -147,8 +147,8 @@ def similarity_backward(
     return (
         backend.scatter_rows(grad_x, x, in_place[0], x_inv_norm, factor, normalize),
         backend.scatter_rows(grad_y, y, in_place[1], y_inv_norm, factor, normalize),
-        sums[..., 1],
-        sums[..., 0],
+        sums[..., 1].contiguous(),
+        sums[..., 0].contiguous(),
     )
 
 

@@ -12,6 +12,20 @@ from ._problem import Problem
 
 _ops = torch.ops.uniclip_kernels
 
+# The primitives write into tensors that they are given and return nothing: so do their fakes.
+for _name in (
+    "gather_rows",
+    "scatter_rows",
+    "similarity_lse",
+    "similarity_grad",
+    "accumulate",
+    "positives_forward",
+    "positives_backward",
+    "similarity_matrix",
+    "similarity_matrix_grad",
+):
+    torch.library.register_fake(f"uniclip_kernels::cpu_{_name}", lambda *_: None)
+
 
 class CPUBackend(Backend):
     device_type = "cpu"
