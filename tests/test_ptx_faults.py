@@ -174,6 +174,16 @@ def test_planted_fault(fault):
         assert re.search(r"\n  at line \d+: ", str(caught.value))
 
 
+def test_launch_after_a_failed_one():
+    """The executor keeps the state of a kernel's threads and uses it again."""
+    text = kernel_text(REVERSE, "u64 source, u64 out")
+    source, out = np.arange(2 * THREADS, dtype=np.uint32), np.zeros(2 * THREADS, np.uint32)
+    with pytest.raises(PTXError, match="out of bounds"):
+        run(text, "k", (2,), (THREADS,), [source, out[:100].copy()])
+    run(text, "k", (2,), (THREADS,), [source, out])
+    np.testing.assert_array_equal(out.reshape(2, THREADS), source.reshape(2, THREADS)[:, ::-1])
+
+
 def test_race_search_can_be_left_out():
     reverse(REVERSE.replace("bar.sync 0;", ""), check=False)
 

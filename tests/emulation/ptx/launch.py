@@ -10,13 +10,13 @@ import torch
 from . import types
 from .errors import PTXError
 from .machine import Dim3, Launch, Machine
-from .memory import GlobalMemory
+from .memory import GlobalMemory, map_variables
 from .parser import parse
-from .program import Program, analyse, narrowest_access
+from .program import Program, analyse
 from .scheduler import Scheduler
 from .syntax import Kernel, Parameter
 
-_LANES_AT_ONCE = 4096  # threads executed together: enough to hide Python's overhead, few enough for the caches
+_LANES_AT_ONCE = 2048  # threads executed together: enough to hide Python's overhead, few enough for the caches
 
 Argument = torch.Tensor | np.ndarray | int | float | bytes
 
@@ -40,28 +40,27 @@ def run(
     """
     program = _program(ptx_text, entry)
     kernel, grid, block = program.kernel, _three(grid), _three(block)
-    threads, blocks = prod(block), prod(grid)
+    threads = prod(block)
     if kernel.required_threads not in (None, threads):
         raise PTXError(f"kernel {entry} needs blocks of {kernel.required_threads} threads, not {threads}")
     if not 0 < threads <= 1024:
         raise PTXError(f"blocks of {threads} threads; 1 to 1024 are possible")
-    memory = GlobalMemory(narrowest_access(kernel, "global") if check else None)
-    launch = Launch(
-        kernel=kernel,
-        grid=grid,
-        block=block,
-        shared_bytes=shared_bytes,
-        memory=memory,
-        addresses=_map_variables(memory, kernel),
-        parameters=_encode_arguments(memory, kernel, args),
-        shared_cell=narrowest_access(kernel, "shared") if check else None,
-    )
-    blocks_at_once = min(blocks, max(1, _LANES_AT_ONCE // threads))
-    if blocks_at_once:
-        with np.errstate(all="ignore"):
-            scheduler = Scheduler(Machine(launch, blocks_at_once), program)
-            for first_block in range(0, blocks, blocks_at_once):
-                scheduler.run(first_block)
+    if prod(grid) == 0:
+        return
+    memory = GlobalMemory(program.narrowest["global"] if check else None)
+    map_variables(memory, kernel)
+    launch = Launch(grid, memory, _encode_arguments(memory, kernel, args))
+    blocks = min(prod(grid), max(1, _LANES_AT_ONCE // threads))
+    with np.errstate(all="ignore"):
+        _scheduler(ptx_text, entry, block, 1 << (blocks - 1).bit_length(), shared_bytes, check).run(launch)
+
+
+@lru_cache(maxsize=32)
+def _scheduler(ptx_text: str, entry: str, block: Dim3, blocks: int, shared_bytes: int, check: bool) -> Scheduler:
+    """Binding a kernel can take longer than running it, so machines are kept."""
+    program = _program(ptx_text, entry)
+    cell = program.narrowest["shared"] if check else None
+    return Scheduler(Machine(program.kernel, block, blocks, shared_bytes, cell), program)
 
 
 @lru_cache(maxsize=256)
@@ -74,16 +73,6 @@ def _program(ptx_text: str, entry: str) -> Program:
 
 def _three(extents: tuple[int, ...]) -> Dim3:
     return tuple([*extents, 1, 1][:3])
-
-
-def _map_variables(memory: GlobalMemory, kernel: Kernel) -> dict[str, int]:
-    addresses = {}
-    for variable in kernel.variables:
-        if variable.space in ("global", "const"):
-            content = np.zeros(variable.size, np.uint8)
-            content[: len(variable.initial)] = np.frombuffer(variable.initial, np.uint8)
-            addresses[variable.name] = memory.map(variable.name, content)
-    return addresses
 
 
 def _encode_arguments(memory: GlobalMemory, kernel: Kernel, args: list[Argument]) -> dict[str, bytes]:

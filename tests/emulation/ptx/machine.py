@@ -1,7 +1,8 @@
 """The state of a chunk of the grid: lanes, registers and memory; and operands as the arrays that hold their values.
 
 A chunk is a number of blocks. Each block takes a whole number of warps of lanes; lanes beyond its last thread, and
-those of blocks beyond the end of the grid, are dead from the start.
+those of blocks beyond the end of the grid, are dead from the start. All that does not change from launch to launch is
+bound once, so a machine can be used again.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from . import types
 from .active import Active
 from .copies import CopyQueue
 from .errors import PTXError
-from .memory import GlobalMemory, PrivateMemory
+from .memory import GlobalMemory, PrivateMemory, map_variables
 from .syntax import Address, Discard, Immediate, Kernel, Negated, Register, Special, Symbol
 
 SHARED_WINDOW, LOCAL_WINDOW = 1 << 56, 1 << 57  # where generic addresses see the two
@@ -25,51 +26,49 @@ Dim3 = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Launch:
-    """`addresses` are those of global variables, `parameters` the bytes of each kernel parameter.
+    """What differs from one launch of a kernel to the next; `parameters` holds the bytes of each kernel parameter."""
+
+    grid: Dim3
+    memory: GlobalMemory
+    parameters: dict[str, bytes]
+
+
+class Machine:
+    """Room for a number of blocks of `block` threads.
 
     `shared_cell` is the width of the narrowest access to shared memory if races in it are to be looked for, else None.
     """
 
-    kernel: Kernel
-    grid: Dim3
-    block: Dim3
-    shared_bytes: int
-    memory: GlobalMemory
-    addresses: dict[str, int]
-    parameters: dict[str, bytes]
-    shared_cell: int | None
+    launch: Launch | None = None
 
-
-class Machine:
-    """Room for a number of blocks of a launch."""
-
-    def __init__(self, launch: Launch, blocks: int):
-        self.kernel, self.memory, self.parameters = launch.kernel, launch.memory, launch.parameters
-        self._grid = launch.grid
-        self.threads = prod(launch.block)
+    def __init__(self, kernel: Kernel, block: Dim3, blocks: int, shared_bytes: int, shared_cell: int | None):
+        self.kernel, self.blocks = kernel, blocks
+        self.threads = prod(block)
         self.lanes_per_block = -(-self.threads // 32) * 32
         self.lane_count = blocks * self.lanes_per_block
         lane = np.arange(self.lane_count)
         self.block_of_lane, self.thread_of_lane = np.divmod(lane, self.lanes_per_block)
         self.lane_id = (lane % 32).astype(np.uint32)
-        self._registers = {name: self._register(type_name) for name, type_name in self.kernel.registers.items()}
-        self._special = self._special_registers(launch)
-        self._addresses = dict(launch.addresses)
-        shared_size, local_size = self._place_variables(launch.shared_bytes)
-        self.shared = PrivateMemory("shared", shared_size, self.block_of_lane, launch.shared_cell)
-        self.local = PrivateMemory("local", local_size, lane, cell=None)
+        self._registers = self._allocate_registers()
+        self._special = self._special_registers(block, shared_bytes)
+        self._addresses = map_variables(GlobalMemory(), kernel)  # the same in every launch
+        shared_size, local_size = self._place_variables(shared_bytes)
+        self.shared = PrivateMemory("shared", shared_size, self.block_of_lane, shared_cell)
+        self.local = PrivateMemory("local", local_size, lane)
         self.copies = CopyQueue(self.shared, self.lane_count)
 
-    def start(self, first_block: int) -> np.ndarray:
-        """Makes ready for the blocks from `first_block` on; returns which lanes are alive."""
+    def start(self, launch: Launch, first_block: int) -> np.ndarray:
+        """Makes ready for the blocks of a launch from `first_block` on; returns which lanes are alive."""
         block = self.block_of_lane + first_block
         for axis, name in enumerate("xyz"):
-            self._special[f"ctaid.{name}"][:] = block // prod(self._grid[:axis]) % self._grid[axis]
-        self.memory.block_of_lane = block
+            self._special[f"nctaid.{name}"].fill(launch.grid[axis])
+            self._special[f"ctaid.{name}"][:] = block // prod(launch.grid[:axis]) % launch.grid[axis]
+        self.launch = launch
+        launch.memory.block_of_lane = block
         self.shared.reset()
         self.local.reset()
         self.copies.reset()
-        return (self.thread_of_lane < self.threads) & (block < prod(self._grid))
+        return (self.thread_of_lane < self.threads) & (block < prod(launch.grid))
 
     def source(self, operand, type_name: str) -> np.ndarray:
         """One value for each lane; a view of the register, so that it is always up to date."""
@@ -132,13 +131,22 @@ class Machine:
             base = self.source(operand.base, "u64")
         return lambda active: active.take(base).astype(np.int64) + operand.offset
 
-    def _register(self, type_name: str) -> np.ndarray:
-        if type_name == "pred":
-            return np.zeros(self.lane_count, bool)
-        dtype = np.dtype(types.UNSIGNED[types.bits(type_name)])
-        return np.full(self.lane_count, np.iinfo(dtype).max, dtype)
+    def _allocate_registers(self) -> dict[str, np.ndarray]:
+        """One row of a table for each register, a table for each width."""
+        by_type: dict[str, list[str]] = {}
+        for name, type_name in self.kernel.registers.items():
+            by_type.setdefault(type_name, []).append(name)
+        found = {}
+        for type_name, names in by_type.items():
+            if type_name == "pred":
+                table = np.zeros((len(names), self.lane_count), bool)
+            else:
+                dtype = np.dtype(types.UNSIGNED[types.bits(type_name)])
+                table = np.full((len(names), self.lane_count), np.iinfo(dtype).max, dtype)
+            found.update(zip(names, table, strict=True))
+        return found
 
-    def _special_registers(self, launch: Launch) -> dict[str, np.ndarray]:
+    def _special_registers(self, block: Dim3, shared_bytes: int) -> dict[str, np.ndarray]:
         def constant(value: int) -> np.ndarray:
             return np.full(self.lane_count, value, np.uint32)
 
@@ -147,7 +155,7 @@ class Machine:
             "laneid": self.lane_id,
             "warpid": (self.thread_of_lane // 32).astype(np.uint32),
             "nwarpid": constant(self.lanes_per_block // 32),
-            "dynamic_smem_size": constant(launch.shared_bytes),
+            "dynamic_smem_size": constant(shared_bytes),
             "lanemask_eq": own,
             "lanemask_lt": own - np.uint32(1),
             "lanemask_le": own | (own - np.uint32(1)),
@@ -155,11 +163,10 @@ class Machine:
             "lanemask_ge": ~(own - np.uint32(1)),
         }
         for axis, name in enumerate("xyz"):
-            index = self.thread_of_lane // prod(launch.block[:axis]) % launch.block[axis]
+            index = self.thread_of_lane // prod(block[:axis]) % block[axis]
             found[f"tid.{name}"] = index.astype(np.uint32)
-            found[f"ntid.{name}"] = constant(launch.block[axis])
-            found[f"ctaid.{name}"] = constant(0)  # set by `start`
-            found[f"nctaid.{name}"] = constant(launch.grid[axis])
+            found[f"ntid.{name}"] = constant(block[axis])
+            found[f"ctaid.{name}"], found[f"nctaid.{name}"] = constant(0), constant(0)  # set by `start`
         return found
 
     def _place_variables(self, shared_bytes: int) -> tuple[int, int]:
@@ -196,7 +203,7 @@ class Machine:
         else:
             bits = dtype.itemsize * 8
             value = np.array(pattern % (1 << bits), types.UNSIGNED[bits]).view(dtype)
-        return np.broadcast_to(value, self.lane_count)
+        return np.ndarray(self.lane_count, dtype, value, strides=(0,))  # np.broadcast_to, ten times as fast
 
 
 def immediate_pattern(operand: Immediate, type_name: str) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 
 from .errors import LaneError
 from .races import BlockOwnership, SharedRaces
+from .syntax import Kernel
 from .types import UNSIGNED
 
 _FIRST_ADDRESS = 1 << 40
@@ -58,7 +59,7 @@ class GlobalMemory:
     `cell` is the width of the kernel's narrowest access if races between blocks are to be looked for, else None.
     """
 
-    def __init__(self, cell: int | None):
+    def __init__(self, cell: int | None = None):
         self.buffers: list[Buffer] = []
         self.block_of_lane: np.ndarray | None = None  # set for each chunk of the grid
         self._cell = cell
@@ -131,13 +132,24 @@ class GlobalMemory:
             yield buffer, part, offset
 
 
+def map_variables(memory: GlobalMemory, kernel: Kernel) -> dict[str, int]:
+    """Maps the kernel's .global and .const variables, first of all, so that they always get the same addresses."""
+    addresses = {}
+    for variable in kernel.variables:
+        if variable.space in ("global", "const"):
+            content = np.zeros(variable.size, np.uint8)
+            content[: len(variable.initial)] = np.frombuffer(variable.initial, np.uint8)
+            addresses[variable.name] = memory.map(variable.name, content)
+    return addresses
+
+
 class PrivateMemory:
     """Shared memory (a copy for each block) or local memory (a copy for each lane), NaN to begin with.
 
     `copy_of_lane` says which copy each lane uses; `cell`, as above, is None where races are not to be looked for.
     """
 
-    def __init__(self, name: str, size: int, copy_of_lane: np.ndarray, cell: int | None):
+    def __init__(self, name: str, size: int, copy_of_lane: np.ndarray, cell: int | None = None):
         self.name, self.size = name, size
         stride = -(-size // 16) * 16
         self.content = np.empty((int(copy_of_lane[-1]) + 1) * stride, np.uint8)

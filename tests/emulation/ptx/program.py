@@ -43,17 +43,22 @@ def target(branch: Instruction, kernel: Kernel) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A kernel with its segments by index of their first instruction; see `_unproven_reads` for the last field."""
+    """A kernel, its segments by index of their first instruction, and what else its launches have in common.
+
+    `unproven_reads`: see `_unproven_reads`. `narrowest`: bytes of the narrowest access to global and to shared memory.
+    """
 
     kernel: Kernel
     segments: dict[int, Segment]
     unproven_reads: dict[int, set[str]]
+    narrowest: dict[str, int]
 
 
 def analyse(kernel: Kernel) -> Program:
     """Prepares a kernel for execution; this does not depend on how it is launched."""
     segments = _segments(kernel)
-    return Program(kernel, segments, _unproven_reads(kernel, segments))
+    narrowest = {space: _narrowest_access(kernel, space) for space in ("global", "shared")}
+    return Program(kernel, segments, _unproven_reads(kernel, segments), narrowest)
 
 
 def _segments(kernel: Kernel) -> dict[int, Segment]:
@@ -128,8 +133,8 @@ def _unproven_reads(kernel: Kernel, segments: dict[int, Segment]) -> dict[int, s
     return found
 
 
-def narrowest_access(kernel: Kernel, space: str) -> int:
-    """Bytes of the narrowest access to `global` or `shared` memory; those that name no space may go to either."""
+def _narrowest_access(kernel: Kernel, space: str) -> int:
+    """Accesses that name no space may go to either."""
     widths = [16]
     for instruction in kernel.instructions:
         spaces = _SPACES.intersection(flag.removesuffix("::cta") for flag in instruction.flags)

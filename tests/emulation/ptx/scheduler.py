@@ -6,6 +6,8 @@ for those still in it.
 
 from collections.abc import Callable
 from functools import partial
+from math import prod
+from threading import Lock
 
 import numpy as np
 
@@ -13,7 +15,7 @@ from .active import Active
 from .errors import LaneError, PTXError
 from .gates import gate
 from .instructions import bind
-from .machine import Machine
+from .machine import Launch, Machine
 from .program import Program, Segment, target, writes
 from .syntax import Instruction, registers_of
 
@@ -23,10 +25,11 @@ Execute = Callable[[Active], None]
 
 
 class Scheduler:
-    """Binds a program to a machine; `run` then executes one chunk after the other."""
+    """Binds a program to a machine, and runs launches of it."""
 
     def __init__(self, machine: Machine, program: Program):
         self._machine, self._segments, self._unproven = machine, program.segments, program.unproven_reads
+        self._lock = Lock()
         tracked = {name for names in self._unproven.values() for name in names}
         self._written = {name: np.zeros(machine.lane_count, bool) for name in tracked}
         self._gates = {start: gate(machine, segment.gate) for start, segment in self._segments.items() if segment.gate}
@@ -36,11 +39,19 @@ class Scheduler:
         }
         self._branches = {start: self._branch(segment) for start, segment in self._segments.items() if segment.branch}
 
-    def run(self, first_block: int) -> None:
-        """Executes the blocks from `first_block` on, as many as the machine has room for."""
+    def run(self, launch: Launch) -> None:
+        """Executes all blocks of a launch, as many at once as the machine has room for."""
+        with self._lock:
+            try:
+                for first_block in range(0, prod(launch.grid), self._machine.blocks):
+                    self._run_chunk(launch, first_block)
+            finally:
+                self._machine.launch = None  # lets go of its buffers
+
+    def _run_chunk(self, launch: Launch, first_block: int) -> None:
         for written in self._written.values():
             written.fill(False)
-        self._alive = self._machine.start(first_block)
+        self._alive = self._machine.start(launch, first_block)
         self._arriving = {0: self._alive}  # by segment: the lanes that stand before it
         self._held = {}  # likewise: the lanes that wait there for others
         try:
@@ -53,8 +64,8 @@ class Scheduler:
                     self._run_segment(start, admitted)
             else:
                 raise LaneError(f"the kernel does not end ({_MOST_SEGMENTS} segments executed)")
-        except LaneError as fault:
-            raise self._current.error(fault.message + self._thread_name(fault.lane, first_block)) from None
+        except LaneError as error:
+            raise self._current.error(error.message + self._thread_name(error.lane, first_block)) from None
         if self._held:
             raise self._deadlock()
 

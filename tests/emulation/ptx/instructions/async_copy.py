@@ -40,7 +40,7 @@ def _copy(machine: Machine, instruction: Instruction) -> Execute:
     valid = machine.source(valid[0] if valid else Immediate(width, "integer"), "u32")
 
     def execute(active: Active) -> None:
-        content = _load(machine.memory, source(active), width, active.take(valid), active.lanes)
+        content = _load(machine.launch.memory, source(active), width, active.take(valid), active.lanes)
         machine.copies.issue(to(active), content, active.lanes)
 
     return execute

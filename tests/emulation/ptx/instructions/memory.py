@@ -37,15 +37,16 @@ def _load_parameter(machine: Machine, instruction: Instruction) -> Execute:
     to, address = instruction.operands
     if not (isinstance(address, Address) and isinstance(address.base, Symbol)):
         raise PTXError("a kernel parameter needs a name")
-    if address.base.name not in machine.parameters:
-        raise PTXError(f"unknown parameter {address.base.name}")
-    dtype, content = types.dtype(type_name), machine.parameters[address.base.name]
+    name, offset, dtype = address.base.name, address.offset, types.dtype(type_name)
+    sizes = {parameter.name: parameter.size for parameter in machine.kernel.parameters}
     outs = [machine.destination(element, type_name) for element in _elements(to, instruction)]
-    if address.offset < 0 or address.offset + len(outs) * dtype.itemsize > len(content):
-        raise PTXError(f"out of bounds: the parameter has {len(content)} bytes")
-    values = np.frombuffer(content, dtype, len(outs), address.offset)
+    if name not in sizes:
+        raise PTXError(f"unknown parameter {name}")
+    if offset < 0 or offset + len(outs) * dtype.itemsize > sizes[name]:
+        raise PTXError(f"out of bounds: the parameter has {sizes[name]} bytes")
 
     def execute(active: Active) -> None:
+        values = np.frombuffer(machine.launch.parameters[name], dtype, len(outs), offset)
         for out, value in zip(outs, values, strict=True):
             np.copyto(out, value, where=active.where)
 

@@ -21,8 +21,9 @@ def resolver(machine: Machine, instruction: Instruction, operand) -> Resolve:
     space = instruction.flag_among(*SPACES.split())
     if space is None:
         return lambda active: _generic(machine, address(active), active)
-    memories = {"global": machine.memory, "const": machine.memory, "local": machine.local}
-    memory = memories.get(space, machine.shared)
+    if space in ("global", "const"):
+        return lambda active: (machine.launch.memory, address(active))
+    memory = machine.local if space == "local" else machine.shared
     return lambda active: (memory, address(active))
 
 
@@ -32,4 +33,4 @@ def _generic(machine: Machine, address: np.ndarray, active: Active) -> tuple[Glo
         raise LaneError("generic addresses of different spaces in one instruction are not supported", active.lanes[0])
     memories = {SHARED_WINDOW: machine.shared, LOCAL_WINDOW: machine.local}
     memory = memories.get(int(window[0]))
-    return (memory, address - window) if memory else (machine.memory, address)
+    return (memory, address - window) if memory else (machine.launch.memory, address)
