@@ -116,11 +116,11 @@ FAULTS = {
         "setp.lt.u32 %p0, %r0, 32; @%p0 bra L; bar.sync 0; bra M; L: bar.sync 0; M:",
         "deadlock or divergent barrier in kernel k:\n  64 threads wait at line",
     ),
-    "barrier for more threads than there are": (
+    "barrier for some threads": (
         REVERSE,
         "bar.sync 0;",
-        "bar.sync 1, 96;",
-        "deadlock or divergent barrier",
+        "bar.sync 1, 32;",
+        "barriers for a given number of threads are not",
     ),
     "shuffle with a lane that does not come": (
         REVERSE,

@@ -25,17 +25,13 @@ def gate(machine: Machine, instruction: Instruction) -> Gate:
 
 
 def _block_gate(machine: Machine, instruction: Instruction) -> Gate:
-    """All living threads of the block, or as many as the second operand says."""
-    count = machine.source(instruction.operands[1], "u32") if len(instruction.operands) > 1 else None
+    """All living threads of the block."""
+    if len(instruction.operands) > 1:
+        raise instruction.error("barriers for a given number of threads are not supported")
 
     def admit(arrived: np.ndarray, alive: np.ndarray) -> np.ndarray:
-        by_block = arrived.reshape(-1, machine.lanes_per_block)
-        present = np.count_nonzero(by_block, axis=1)
-        if count is None:
-            needed = np.count_nonzero(alive.reshape(by_block.shape), axis=1)
-        else:
-            needed = count.reshape(by_block.shape)[np.arange(present.size), by_block.argmax(axis=1)]
-        return (by_block & (present == needed)[:, None]).reshape(-1)
+        missing = (alive & ~arrived).reshape(-1, machine.lanes_per_block).any(axis=1)
+        return arrived & np.repeat(~missing, machine.lanes_per_block)
 
     return admit
 
@@ -56,6 +52,8 @@ def _member_gate(machine: Machine, instruction: Instruction) -> Gate:
 
 def _whole_warp_gate(arrived: np.ndarray, alive: np.ndarray) -> np.ndarray:
     """All 32 threads; it is an error if some of them have exited."""
+    if arrived.all():
+        return arrived
     bits = warp_bits(arrived)
     lacking = (bits != 0) & (warp_bits(arrived | ~alive) == _WHOLE_WARP) & (bits != _WHOLE_WARP)
     if lacking.any():
