@@ -1,0 +1,320 @@
+"""What PyTorch users take for granted: opcheck, gradcheck, torch.compile, autocast, threads, forked workers, repeatability."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from uniclip_kernels import MPNCELoss, domain_similarity, mp_nce, stack_views
+
+OPS = torch.ops.uniclip_kernels
+
+
+def rows(m: int = 24, d: int = 8, dtype: torch.dtype = torch.float32, seed: int = 0):
+    """Two domains of m / 2 samples, the embeddings a leaf."""
+    generator = torch.Generator().manual_seed(seed)
+    embeddings = torch.randn(m, d, generator=generator).to(dtype).requires_grad_()
+    half = torch.arange(m) % 2
+    return embeddings, torch.arange(m) // 2, half
+
+
+def tables(dtype: torch.dtype = torch.float32):
+    temperature = torch.tensor([[0.1, 0.2], [9.0, 0.3]], dtype=dtype, requires_grad=True)
+    offset = torch.tensor([[0.0, 0.1], [9.0, -0.1]], dtype=dtype, requires_grad=True)
+    return temperature, offset
+
+
+def forward_arguments(dtype: torch.dtype):
+    accumulator = torch.float64 if dtype == torch.float64 else torch.float32
+    tau, b = (t.detach().triu() + t.detach().triu(1).T for t in tables(accumulator))
+    weight = torch.ones(2, 2, dtype=accumulator)
+    mask = torch.tensor([[True, True], [True, False]])
+    z, ids, domains = rows(dtype=dtype)
+    return z, ids, domains, tau.requires_grad_(), b.requires_grad_(), weight, mask, False, "mean", True, "cpu"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_opcheck_of_the_public_operators(dtype):
+    arguments = forward_arguments(dtype)
+    torch.library.opcheck(OPS.mp_nce_fwd, arguments)
+    z, _, _, *kept = arguments
+    tau, b, weight, mask = kept[:4]
+    outputs = [t.detach() for t in OPS.mp_nce_fwd(*arguments)]
+    grad = torch.ones_like(outputs[0])
+    backward = (grad, z.detach(), tau.detach(), b.detach(), weight, mask, *outputs[1:], True, "mean", True, "cpu")
+    torch.library.opcheck(OPS.mp_nce_bwd, backward)
+
+    x, y = z, rows(10, dtype=dtype, seed=1)[0]
+    similarity = (x, y, torch.arange(24) % 2, torch.arange(10) % 2, tau, b, False, True, "cpu")
+    torch.library.opcheck(OPS.domain_similarity_fwd, similarity)
+    s, *saved = (t.detach() for t in OPS.domain_similarity_fwd(*similarity))
+    x_ids, y_ids = similarity[2:4]
+    backward = (torch.ones_like(s), s, x.detach(), y.detach(), x_ids, y_ids, tau.detach(), *saved, False, True, "cpu")
+    torch.library.opcheck(OPS.domain_similarity_bwd, backward)
+
+
+def test_opcheck_of_the_cpu_primitives(monkeypatch):
+    """Each with the arguments that a real call gives it."""
+    seen: dict[str, tuple] = {}
+
+    class Recorder:
+        def __getattr__(self, name):
+            def record(*args):
+                seen.setdefault(name, tuple(a.detach().clone() if isinstance(a, torch.Tensor) else a for a in args))
+                return getattr(OPS, name)(*args)
+
+            return record
+
+    monkeypatch.setattr("uniclip_kernels.cpu._ops", Recorder())
+    z, ids, domains = rows(200)
+    tau, b = tables()
+    mp_nce(z, ids, domains, temperature=tau, offset=b, backend="cpu").backward()
+    domain_similarity(z, None, domains, temperature=tau, offset=b, backend="cpu").sum().backward()
+    assert len(seen) == 9
+    for name, args in seen.items():
+        torch.library.opcheck(getattr(OPS, name), args)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_gradcheck(reduction):
+    z, ids, domains = rows(10, 4, torch.float64)
+    ids[7] = -1
+    weight = torch.tensor([[1.0, 0.5], [2.0, 0.0]], dtype=torch.float64)
+
+    def loss(z, tau, b):
+        return mp_nce(z, ids, domains, temperature=tau, offset=b, weight=weight, reduction=reduction, backend="cpu")
+
+    assert torch.autograd.gradcheck(loss, (z, *tables(torch.float64)), atol=1e-6)
+
+
+def test_gradcheck_of_the_similarity():
+    x, y = rows(6, 3, torch.float64)[0], rows(5, 3, torch.float64, seed=1)[0]
+
+    def similarity(x, y, tau, b):
+        return domain_similarity(
+            x, y, torch.arange(6) % 2, torch.arange(5) % 2, temperature=tau, offset=b, backend="cpu"
+        )
+
+    assert torch.autograd.gradcheck(similarity, (x, y, *tables(torch.float64)), atol=1e-6)
+
+
+def test_compiles_once_for_every_number_of_rows():
+    criterion = MPNCELoss(backend="cpu")
+    compiled = torch.compile(lambda *args: criterion(*args) * 2, fullgraph=True, dynamic=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for m in (24, 40, 200, 66):
+            z, ids, domains = rows(m)
+            loss = compiled(z, ids, domains)
+            loss.backward()
+            grad, z.grad = z.grad, None
+            (criterion(z, ids, domains) * 2).backward()
+            torch.testing.assert_close(grad, z.grad, rtol=0, atol=0)
+
+
+def test_compiles_with_numbers_and_the_similarity():
+    z, ids, domains = rows()
+
+    @torch.compile(fullgraph=True)
+    def both(z):
+        similarity = domain_similarity(z, None, domains, temperature=0.2, backend="cpu")
+        return mp_nce(z, ids, domains, temperature=0.1, backend="cpu") + similarity.square().mean()
+
+    expected = mp_nce(z, ids, domains, temperature=0.1, backend="cpu")
+    expected = expected + domain_similarity(z, None, domains, temperature=0.2, backend="cpu").square().mean()
+    torch.testing.assert_close(both(z), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_changes_nothing(dtype):
+    z, ids, domains = rows(dtype=dtype)
+    expected = mp_nce(z, ids, domains, backend="cpu")
+    (expected_grad,) = torch.autograd.grad(expected, z)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = mp_nce(z, ids, domains, backend="cpu")
+        (grad,) = torch.autograd.grad(loss, z)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, expected)
+    assert torch.equal(grad, expected_grad)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_without_gradients(context):
+    z, ids, domains = rows()
+    with context():
+        loss = mp_nce(z, ids, domains, backend="cpu")
+    assert not loss.requires_grad
+    assert torch.equal(loss, mp_nce(z, ids, domains, backend="cpu").detach())
+
+
+@pytest.mark.parametrize(
+    "wanted", [(True, False, False), (False, True, False), (False, False, True), (False, True, True)]
+)
+def test_partial_requires_grad(wanted):
+    z, ids, domains = rows()
+    leaves = (z, *tables())
+
+    def gradients(needed):
+        used = [leaf.detach().requires_grad_(need) for leaf, need in zip(leaves, needed, strict=True)]
+        mp_nce(used[0], ids, domains, temperature=used[1], offset=used[2], backend="cpu").backward()
+        return [leaf.grad for leaf in used]
+
+    everything = gradients((True, True, True))
+    for need, grad, expected in zip(wanted, gradients(wanted), everything, strict=True):
+        assert (grad is not None) == need
+        assert not need or torch.equal(grad, expected)
+
+
+def test_second_derivative_is_a_clear_error():
+    z, ids, domains = rows()
+    (grad,) = torch.autograd.grad(mp_nce(z, ids, domains, backend="cpu"), z, create_graph=True)
+    with pytest.raises(RuntimeError, match="mp_nce has no second derivative"):
+        grad.sum().backward()
+    (grad,) = torch.autograd.grad(domain_similarity(z, backend="cpu").sum(), z, create_graph=True)
+    with pytest.raises(RuntimeError, match="domain_similarity has no second derivative"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_same_input_same_bits(dtype, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        results = []
+        for _ in range(4):
+            z, ids, domains = rows(600, 40, dtype)
+            tau, b = tables()
+            mp_nce(z, ids, domains, temperature=tau, offset=b, backend="cpu").backward()
+            results.append((z.grad, tau.grad, b.grad))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_deterministic_mode_and_poisoned_memory_change_nothing():
+    z, ids, domains = rows(90, 33)
+    expected = mp_nce(z, ids, domains, backend="cpu")
+    (expected_grad,) = torch.autograd.grad(expected, z)
+    torch.use_deterministic_algorithms(True)  # fills what torch.empty gives with NaN
+    try:
+        assert torch.utils.deterministic.fill_uninitialized_memory
+        loss = mp_nce(z, ids, domains, backend="cpu")
+        (grad,) = torch.autograd.grad(loss, z)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(loss, expected)
+    assert torch.equal(grad, expected_grad)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_non_finite_rows_show_in_the_loss(bad, dtype):
+    z, ids, domains = rows(40, dtype=dtype)
+    with torch.no_grad():
+        z[3, 2] = bad
+    loss = mp_nce(z, ids, domains, backend="cpu")
+    loss.backward()
+    assert not loss.isfinite()
+
+
+def test_threads():
+    inputs = [rows(200, 16, seed=seed) for seed in range(4)]
+    expected = [torch.autograd.grad(mp_nce(*i, backend="cpu"), i[0])[0] for i in inputs]
+    results: list = [None] * 4
+
+    def work(k: int) -> None:
+        for _ in range(5):
+            results[k] = torch.autograd.grad(mp_nce(*inputs[k], backend="cpu"), inputs[k][0])[0]
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
+
+
+class Losses(Dataset):
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, k: int) -> torch.Tensor:
+        return mp_nce(*rows(300, seed=k), reduction="none", backend="cpu").detach()
+
+
+def test_forked_workers():
+    """Forward only: PyTorch's own autograd refuses to run in a fork of a process that has used it."""
+    losses = Losses()
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    expected = torch.stack([losses[k] for k in range(6)])  # the parent's threads have run before the fork
+    torch.set_num_threads(before)
+    loader = DataLoader(losses, batch_size=3, num_workers=2, multiprocessing_context="fork", timeout=60)
+    torch.testing.assert_close(torch.cat(list(loader)), expected, rtol=1e-6, atol=1e-6)
+
+
+INSTRUCTION_SETS = """
+import sys, torch
+from uniclip_kernels import _C, mp_nce, reference
+assert _C.cpu_instruction_set() == sys.argv[1], _C.cpu_instruction_set()
+torch.manual_seed(0)
+for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+    for tau in (0.5, 0.005):
+        z = torch.randn(150, 37).to(dtype).requires_grad_()
+        exact = z.detach().double().requires_grad_()
+        ids = torch.randint(-1, 40, (150,))
+        loss, expected = mp_nce(z, ids, temperature=tau, backend="cpu"), reference.mp_nce(exact, ids, temperature=tau)
+        loss.backward(), expected.backward()
+        rtol = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-3}.get(dtype, 2e-2)
+        torch.testing.assert_close(loss.double(), expected, rtol=rtol, atol=0)
+        error = (z.grad - exact.grad).norm() / exact.grad.norm()
+        assert error < 5 * rtol, (dtype, tau, error)
+"""
+
+
+@pytest.mark.parametrize(("capability", "name"), [("default", "baseline"), ("avx2", "avx2"), ("avx512", "avx512")])
+def test_every_instruction_set_of_this_processor(capability, name):
+    flags = open("/proc/cpuinfo").read() if os.path.exists("/proc/cpuinfo") else ""
+    if name != "baseline" and name not in flags.replace("avx512bw", "avx512"):
+        pytest.skip(f"the processor has no {name}")
+    environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+    subprocess.run([sys.executable, "-c", INSTRUCTION_SETS, name], check=True, env=environment, timeout=120)
+
+
+EXTRA_MEMORY = """
+import resource, sys, torch
+from uniclip_kernels import mp_nce, stack_views
+torch.set_num_threads(2)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+n, d = int(sys.argv[1]), 256
+def step(n):
+    z, ids, domains = stack_views([torch.randn(n, d)] * 3, [0, 0, 1])
+    before = peak()
+    z.requires_grad_()
+    mp_nce(z, ids, domains, backend="cpu").backward()
+    return peak() - before
+step(64)
+print(step(n))
+"""
+
+
+@pytest.mark.parametrize("n", [1024, 4096])
+def test_extra_memory_is_linear(n):
+    """At most 4 M D floats and 64 MB, whatever M: the M x M matrix alone would take 600 MB at n = 4096."""
+    out = subprocess.run([sys.executable, "-c", EXTRA_MEMORY, str(n)], check=True, capture_output=True, timeout=120)
+    assert int(out.stdout) <= 4 * (3 * n) * 256 * 4 + 64e6
+
+
+def test_stacked_views_are_rows_of_the_loss():
+    views = [torch.randn(5, 4) for _ in range(3)]
+    z, ids, domains = stack_views(views, [0, 0, 1])
+    assert torch.equal(z, torch.cat(views))
+    assert ids.tolist() == [*range(5)] * 3
+    assert domains.tolist() == [0] * 10 + [1] * 5
