@@ -1,0 +1,93 @@
+"""The inputs that all competitors of an objective share, and the right answer on them in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from uniclip_kernels import reference, stack_views
+
+#: Domains of the views of a sample.
+VIEWS = {"MP-NCE": (0, 0, 1), "InfoNCE": (0, 1)}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N samples seen as V views: M = V·N rows, view after view, with K = 2 domains.
+
+    MP-NCE: two augmented images and a text, as UniCLIP trains, with learnable temperature and offset.
+    InfoNCE: an image and a text, unit rows as CLIP's loss wants them, and a constant temperature of 0.07.
+    """
+
+    objective: str
+    embeddings: Tensor  # (M, D), a leaf that requires its gradient
+    sample_ids: Tensor  # (M,)
+    domain_ids: Tensor  # (M,)
+    temperature: Tensor  # (2, 2)
+    offset: Tensor  # (2, 2)
+    domain_mask: Tensor | None  # (2, 2): InfoNCE compares images with texts alone
+    normalize: bool
+
+    @property
+    def views(self) -> tuple[int, ...]:
+        return VIEWS[self.objective]
+
+    @property
+    def samples(self) -> int:
+        return len(self.embeddings) // len(self.views)
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """What the gradient is taken with respect to."""
+        return [t for t in (self.embeddings, self.temperature, self.offset) if t.requires_grad]
+
+
+def make_batch(objective: str, n: int, d: int, dtype: torch.dtype, device: str = "cpu") -> Batch:
+    """Always the same one. Views of a sample lie near each other (cos about 0.5), as in a model half trained."""
+    generator = torch.Generator().manual_seed(n)
+    centre = torch.randn(n, d, generator=generator)
+    views = [centre + torch.randn(n, d, generator=generator) for _ in VIEWS[objective]]
+    infonce = objective == "InfoNCE"
+    if infonce:
+        views = [F.normalize(view, dim=1) for view in views]
+    embeddings, sample_ids, domain_ids = stack_views(views, VIEWS[objective])
+    if infonce:
+        temperature, offset = torch.full((2, 2), 0.07), torch.zeros(2, 2)
+    else:
+        temperature, offset = torch.tensor([[0.07, 0.06], [0.06, 0.08]]), torch.tensor([[0.1, 0.0], [0.0, 0.05]])
+    return Batch(
+        objective,
+        embeddings.to(device, dtype).requires_grad_(),
+        sample_ids.to(device),
+        domain_ids.to(device),
+        temperature.to(device).requires_grad_(not infonce),
+        offset.to(device).requires_grad_(not infonce),
+        ~torch.eye(2, dtype=torch.bool, device=device) if infonce else None,
+        normalize=not infonce,
+    )
+
+
+def loss_and_gradients(loss: Tensor, batch: Batch) -> list[Tensor]:
+    return [loss.detach(), *torch.autograd.grad(loss, batch.leaves)]
+
+
+def expected(batch: Batch) -> list[Tensor]:
+    """The loss and its gradients in float64, from the specification; M x M matrices, so for small batches only."""
+
+    def exact(t: Tensor) -> Tensor:
+        return t.detach().double().requires_grad_(t.requires_grad)
+
+    tables = {"temperature": exact(batch.temperature), "offset": exact(batch.offset), "domain_mask": batch.domain_mask}
+    z = exact(batch.embeddings)
+    loss = reference.mp_nce(z, batch.sample_ids, batch.domain_ids, normalize=batch.normalize, **tables)
+    leaves = [t for t in (z, tables["temperature"], tables["offset"]) if t.requires_grad]
+    return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+
+
+def expected_products(batch: Batch) -> list[Tensor]:
+    """(Z Zᵀ) Z in float64, by way of the small Zᵀ Z."""
+    z = batch.embeddings.detach().double()
+    return [z @ (z.T @ z)]

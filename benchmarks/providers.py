@@ -1,0 +1,200 @@
+"""The competitors. Each takes a ``Batch`` and returns a step: one forward and backward pass, with its results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from uniclip_kernels import mp_nce
+
+from .problems import Batch, expected, expected_products, loss_and_gradients
+
+Step = Callable[[], list[Tensor]]
+
+FLOOR_PANEL = 1024  # rows
+
+
+def ours(batch: Batch) -> Step:
+    def step():
+        loss = mp_nce(
+            batch.embeddings,
+            batch.sample_ids,
+            batch.domain_ids,
+            temperature=batch.temperature,
+            offset=batch.offset,
+            domain_mask=batch.domain_mask,
+            normalize=batch.normalize,
+        )
+        return loss_and_gradients(loss, batch)
+
+    return step
+
+
+def eager(batch: Batch) -> Step:
+    return _by_domain(batch, domain_blocks_mp_nce)
+
+
+def compiled(batch: Batch) -> Step:
+    return _ready(_by_domain(batch, _compile(domain_blocks_mp_nce)))
+
+
+def tuned(batch: Batch) -> Step:
+    return _by_view(batch, stacked_views_mp_nce)
+
+
+def tuned_compiled(batch: Batch) -> Step:
+    return _ready(_by_view(batch, _compile(stacked_views_mp_nce)))
+
+
+def domain_blocks_mp_nce(
+    z: Tensor, sample_ids: Tensor, sizes: list[int], temperature: Tensor, offset: Tensor
+) -> Tensor:
+    """MP-NCE by its formula, for rows of any sample that are grouped by domain; ``sizes`` rows each.
+
+    Each pair of domains is a block with scalars for τ and b, so that no (M, M) table is gathered or stored.
+    """
+    parts, ids = F.normalize(z, dim=1).split(sizes), sample_ids.split(sizes)
+    losses, counts = [], []
+    for a in range(len(sizes)):
+        s, same, lse = [], [], []
+        for c in range(len(sizes)):
+            pair = min(a, c), max(a, c)
+            s.append(((parts[a] @ parts[c].T).float() - offset[pair]) / temperature[pair])
+            same.append(ids[a][:, None] == ids[c][None, :])
+            lse.append(s[c].masked_fill(same[c], -torch.inf).logsumexp(1))
+        nu = torch.stack(lse).logsumexp(0)[:, None]
+        same[a] = same[a] & ~torch.eye(sizes[a], dtype=torch.bool, device=z.device)
+        counts.append(sum(block.sum(1) for block in same))
+        losses.append(sum(F.softplus(nu - block).masked_fill(~p, 0).sum(1) for block, p in zip(s, same, strict=True)))
+    count = torch.cat(counts)
+    return (torch.cat(losses) / count.clamp(min=1)).sum() / (count > 0).sum().clamp(min=1)
+
+
+def stacked_views_mp_nce(z: Tensor, domains: tuple[int, ...], temperature: Tensor, offset: Tensor) -> Tensor:
+    """MP-NCE where row n of every view is sample n, and nothing else: the least work that PyTorch can be told to do.
+
+    Positives lie on diagonals of blocks, and are row-wise products; a block serves its rows and, turned, its columns;
+    τ goes into the rows and b into the logsumexp, so that no pass over a matrix is spent on them.
+    """
+    views = F.normalize(z, dim=1).unflatten(0, (len(domains), -1))
+    every = range(len(domains))
+
+    def tables(v: int, u: int) -> tuple[Tensor, Tensor]:
+        pair = min(domains[v], domains[u]), max(domains[v], domains[u])
+        return temperature[pair], offset[pair]
+
+    lse: list[list[Tensor]] = [[] for _ in every]
+    for v in every:
+        for u in every[v:]:
+            tau, b = tables(v, u)
+            s = ((views[v] / tau) @ views[u].T).float()
+            with torch.no_grad():
+                s.fill_diagonal_(-torch.inf)  # e^-inf passes no gradient
+            lse[v].append(s.logsumexp(1) - b / tau)
+            if u != v:
+                lse[u].append(s.logsumexp(0) - b / tau)
+    loss = 0
+    for v in every:
+        nu = torch.stack(lse[v]).logsumexp(0)
+        for u in every:
+            if u != v:
+                tau, b = tables(v, u)
+                loss = loss + F.softplus(nu - ((views[v] * views[u]).sum(1) - b) / tau).mean()
+    return loss / (len(domains) * (len(domains) - 1))
+
+
+def _by_domain(batch: Batch, loss: Callable[..., Tensor]) -> Step:
+    sizes = torch.bincount(batch.domain_ids).tolist()
+    args = batch.embeddings, batch.sample_ids, sizes, batch.temperature, batch.offset
+    return lambda: loss_and_gradients(loss(*args), batch)
+
+
+def _by_view(batch: Batch, loss: Callable[..., Tensor]) -> Step:
+    args = batch.embeddings, batch.views, batch.temperature, batch.offset
+    return lambda: loss_and_gradients(loss(*args), batch)
+
+
+def _compile(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    torch._dynamo.config.recompile_limit = 64  # one graph for each size
+    return torch.compile(loss, fullgraph=True, dynamic=False)
+
+
+def _ready(step: Step) -> Step:
+    step()  # compiles
+    return step
+
+
+def open_clip(batch: Batch) -> Step:
+    from open_clip.loss import ClipLoss
+
+    clip_loss, scale = ClipLoss(), 1 / batch.temperature[0, 1]
+    return lambda: loss_and_gradients(clip_loss(*batch.embeddings.chunk(2), scale), batch)
+
+
+def linear_cross_entropy(batch: Batch) -> Step:
+    # PyTorch's own choice of chunks (batch_chunk_size about N·D / M rows) is also the fastest of those tried.
+    options = torch.nn.LinearCrossEntropyOptions()
+    scale = 1 / batch.temperature[0, 1]
+
+    def step():
+        image, text = batch.embeddings.chunk(2)
+        target = batch.sample_ids[: len(image)]
+        to_text = F.linear_cross_entropy(image * scale, text, target, options=options)
+        to_image = F.linear_cross_entropy(text * scale, image, target, options=options)
+        return loss_and_gradients((to_text + to_image) / 2, batch)
+
+    return step
+
+
+def floor(batch: Batch) -> Step:
+    """(Z Zᵀ) Z in panels of rows: 4 M² D flops, the least that forward and backward need, as nothing but products."""
+    z = batch.embeddings.detach()
+    panel = min(FLOOR_PANEL, len(z))
+    s = z.new_empty(panel, len(z))
+
+    def step():
+        product = torch.empty_like(z)
+        for i in range(0, len(z), panel):
+            rows = z[i : i + panel]
+            torch.mm(torch.mm(rows, z.T, out=s[: len(rows)]), z, out=product[i : i + panel])
+        return [product]
+
+    return step
+
+
+@dataclass(frozen=True)
+class Provider:
+    name: str
+    prepare: Callable[[Batch], Step]
+    objectives: tuple[str, ...]
+    # What a step takes at most, to leave out what cannot end:
+    matrices: float  # M x M matrices alive at once
+    floors: float  # its time in times of the floor
+    cpu_dtypes: tuple[torch.dtype, ...] = (torch.float32,)
+    mode: str = "forward+backward"
+    expected: Callable[[Batch], list[Tensor]] = expected
+    needs_small_batch: bool = True  # `expected` makes M x M matrices
+
+    def dtypes(self, device: str) -> tuple[torch.dtype, ...]:
+        return self.cpu_dtypes if device == "cpu" else (torch.float32, torch.bfloat16)
+
+
+OURS, FLOOR = "uniclip-kernels", "torch.mm floor"
+EAGER, COMPILED = "eager PyTorch", "torch.compile"
+TUNED, TUNED_COMPILED = "eager, tuned for views", "torch.compile, tuned for views"
+OPEN_CLIP, LINEAR_CROSS_ENTROPY = "open_clip ClipLoss", "linear_cross_entropy"
+
+PROVIDERS = (
+    Provider(OURS, ours, ("MP-NCE", "InfoNCE"), 0, 1.5, (torch.float32, torch.bfloat16)),
+    Provider(EAGER, eager, ("MP-NCE",), 6, 6),
+    Provider(COMPILED, compiled, ("MP-NCE",), 4, 5),
+    Provider(TUNED, tuned, ("MP-NCE",), 2, 3),
+    Provider(TUNED_COMPILED, tuned_compiled, ("MP-NCE",), 2, 2),
+    Provider(FLOOR, floor, ("MP-NCE",), 0, 1, mode="products", expected=expected_products, needs_small_batch=False),
+    Provider(OPEN_CLIP, open_clip, ("InfoNCE",), 1.5, 2),
+    Provider(LINEAR_CROSS_ENTROPY, linear_cross_entropy, ("InfoNCE",), 0, 1.5),
+)

@@ -1,0 +1,73 @@
+"""The Markdown tables made from a CSV of results."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from .problems import VIEWS
+from .ratios import Result, results
+from .rows import Row, latest_machine, read_rows, series
+
+
+def write_report(path: Path) -> str:
+    """Writes NAME.md beside NAME.csv, with NAME_ratios.csv where there are requirements; returns the Markdown."""
+    rows = latest_machine(read_rows(path))
+    text = f"{rows[0].machine}; {rows[0].version}; {', '.join(sorted({row.run[:10] for row in rows}))}\n"
+    if path.stem == "cpu":
+        found = results(rows)
+        with path.with_name(f"{path.stem}_ratios.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, [f.name for f in fields(Result)], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(map(asdict, found))
+        text += "\n" + ratio_table(found)
+    for objective, views in VIEWS.items():
+        chosen = [row for row in rows if row.objective == objective]
+        if chosen:
+            text += f"\n### {objective}: M = {len(views)}·N rows, D = {chosen[0].d}, forward + backward\n\n"
+            text += size_table(chosen)
+    path.with_suffix(".md").write_text(text)
+    return text
+
+
+def ratio_table(found: list[Result]) -> str:
+    head = ["what", "measured", "at least", "aim", "verdict"]
+    return _table(head, [[r.what, r.measured, r.required, r.aim, r.verdict] for r in found])
+
+
+def size_table(rows: list[Row]) -> str:
+    """Median time, spread and extra memory of each provider by N; a dash and the reason where there is none."""
+    columns = series(rows)
+    by_cell = {(row.provider, row.dtype, row.n): row for row in rows}
+    lines, reasons = [], []
+    for n in sorted({row.n for row in rows}):
+        cells = [by_cell.get((*column, n)) for column in columns]
+        lines.append([str(n), *("—" if cell is None else _cell(cell) for cell in cells)])
+        reasons += [f"{c.provider}, {_short(c.dtype)}, at N = {n}: {c.note}" for c in cells if c is not None and c.note]
+    text = _table(["N", *(f"{provider}, {_short(dtype)}" for provider, dtype in columns)], lines)
+    text += "\nMedian time of a step (20th to 80th percentile) and peak memory beyond the inputs.\n"
+    return text + "".join(f"\n* — {reason}" for reason in reasons) + "\n" * bool(reasons)
+
+
+def _cell(row: Row) -> str:
+    if row.p50 is None:
+        return "—"
+    unit, scale = ("s", 1) if row.p50 >= 1 else ("ms", 1e3)
+    p20, p50, p80 = (_digits(p * scale) for p in (row.p20, row.p50, row.p80))
+    spread = f" ({p20} to {p80})" if row.repetitions > 1 else ""
+    extra = f"{row.extra_bytes / 1e6:.0f}" if row.extra_bytes >= 1e6 else "< 1"
+    return f"{p50} {unit}{spread}, {extra} MB"
+
+
+def _digits(x: float) -> str:
+    """Three significant ones, never with an exponent."""
+    return f"{x:.0f}" if x >= 100 else f"{x:.3g}"
+
+
+def _short(dtype: str) -> str:
+    return {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}[dtype]
+
+
+def _table(head: list[str], lines: list[list[str]]) -> str:
+    return "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *lines))

@@ -1,0 +1,100 @@
+"""The one schema of all results, and the CSV files that hold it."""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True)
+class Row:
+    """One provider at one size. What was not measured is None, and ``note`` says why; it is never 0."""
+
+    device: str  # "cpu" or "cuda"
+    objective: str  # "MP-NCE" or "InfoNCE"
+    provider: str
+    mode: str  # "forward+backward", or "products" for the floor
+    n: int  # samples
+    m: int  # rows
+    d: int
+    dtype: str
+    p20: float | None  # seconds a step
+    p50: float | None
+    p80: float | None
+    repetitions: int
+    extra_bytes: int | None  # peak beyond the inputs
+    note: str
+    machine: str
+    version: str
+    run: str  # when the run began: only times of one run are compared
+
+    @property
+    def key(self) -> tuple:
+        return self.device, self.objective, self.provider, self.mode, self.n, self.d, self.dtype, self.machine
+
+
+def machine(device: str) -> str:
+    if device == "cuda":
+        properties = torch.cuda.get_device_properties(0)
+        return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return (
+        f"{_cpu_model()} ({torch.backends.cpu.get_cpu_capability()}), {cores} cores, {torch.get_num_threads()} threads"
+    )
+
+
+def versions() -> str:
+    return f"torch {torch.__version__}, uniclip-kernels {version('uniclip-kernels')}"
+
+
+def read_rows(path: Path) -> list[Row]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [Row(**{f.name: _parse(f.type, line[f.name]) for f in fields(Row)}) for line in csv.DictReader(file)]
+
+
+def write_rows(path: Path, rows: list[Row]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+
+
+def merge(old: list[Row], new: list[Row]) -> list[Row]:
+    """The new rows in the place of old ones of the same case, sorted by objective, provider, dtype and size."""
+    rows = {row.key: row for row in (*old, *new)}
+    return sorted(rows.values(), key=lambda row: (row.objective != "MP-NCE", row.provider, row.dtype, row.n))
+
+
+def latest_machine(rows: list[Row]) -> list[Row]:
+    """The rows of the machine that was measured last."""
+    last = max(rows, key=lambda row: row.run).machine
+    return [row for row in rows if row.machine == last]
+
+
+def series(rows: list[Row]) -> list[tuple[str, str]]:
+    """The (provider, dtype) of the rows: ours first, and one order for tables and plots."""
+    return sorted(
+        {(row.provider, row.dtype) for row in rows}, key=lambda s: (s[0] != "uniclip-kernels", s[0], s[1] != "float32")
+    )
+
+
+def _parse(kind: str, text: str):
+    if "None" in kind and text == "":
+        return None
+    return {"str": str, "int": int, "float": float}[kind.split(" ")[0]](text)
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

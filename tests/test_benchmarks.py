@@ -1,0 +1,215 @@
+"""The benchmarks refuse wrong answers, see the memory that a step takes, and say what they did not measure."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+pytest.importorskip("matplotlib")
+
+from benchmarks import ratios
+from benchmarks.measure import CHECKED_SAMPLES, WrongAnswerError, check_on_few, extra_memory, time_interleaved
+from benchmarks.plot import plot
+from benchmarks.problems import expected, make_batch
+from benchmarks.providers import COMPILED, EAGER, FLOOR, OURS, PROVIDERS, TUNED_COMPILED, Provider, floor, ours
+from benchmarks.report import write_report
+from benchmarks.rows import Row, merge, read_rows, write_rows
+from benchmarks.run import main
+from benchmarks.session import measure
+
+CASES = [
+    pytest.param(provider, objective, dtype, id=f"{provider.name}-{objective}-{dtype}")
+    for provider in PROVIDERS
+    if provider.name
+    not in (COMPILED, TUNED_COMPILED)  # minutes of compilation; their functions are those of two others
+    for objective in provider.objectives
+    for dtype in provider.dtypes("cpu")
+]
+MEGABYTES = 64
+
+
+def row(**changes) -> Row:
+    values = {
+        "device": "cpu",
+        "objective": "MP-NCE",
+        "provider": OURS,
+        "mode": "forward+backward",
+        "n": 4096,
+        "m": 12288,
+        "d": 512,
+        "dtype": "float32",
+        "p20": 0.9,
+        "p50": 1.0,
+        "p80": 1.5,
+        "repetitions": 5,
+        "extra_bytes": 10**7,
+        "note": "",
+        "machine": "a machine",
+        "version": "a version",
+        "run": "2026-01-01T00:00:00+00:00",
+    }
+    return Row(**values | changes)
+
+
+def planted(change, name="planted") -> Provider:
+    return Provider(name, change, ("MP-NCE", "InfoNCE"), 0, 1)
+
+
+def wrong_loss(batch):
+    return lambda: [ours(batch)()[0] * 1.001, *expected(batch)[1:]]
+
+
+def wrong_gradient(batch):
+    def step():
+        loss, gradient, *others = ours(batch)()
+        gradient[7, 3] += 0.01 * gradient.abs().max()
+        return [loss, gradient, *others]
+
+    return step
+
+
+def not_a_number(batch):
+    return lambda: [torch.full_like(t, torch.nan) for t in ours(batch)()]
+
+
+def no_table_gradients(batch):
+    return lambda: ours(batch)()[:2]
+
+
+def wrong_when_large(batch):
+    return wrong_loss(batch) if batch.samples > CHECKED_SAMPLES else ours(batch)
+
+
+def hungry(batch):
+    def step():
+        torch.ones(MEGABYTES << 18)
+        return ours(batch)()
+
+    return step
+
+
+@pytest.mark.parametrize(("provider", "objective", "dtype"), CASES)
+def test_providers_are_right(provider, objective, dtype):
+    if provider.name.startswith("open_clip"):
+        pytest.importorskip("open_clip")
+    check_on_few(provider, objective, 40, 32, dtype, "cpu")
+
+
+@pytest.mark.parametrize("wrong", [wrong_loss, wrong_gradient, not_a_number, no_table_gradients])
+def test_a_wrong_provider_is_refused(wrong):
+    with pytest.raises(WrongAnswerError):
+        check_on_few(planted(wrong), "MP-NCE", 40, 32, torch.float32, "cpu")
+
+
+def test_the_floor_multiplies():
+    batch = make_batch("MP-NCE", 500, 24, torch.float32)  # more rows than a panel
+    z = batch.embeddings.detach()
+    torch.testing.assert_close(floor(batch)(), [z @ z.T @ z], rtol=1e-4, atol=1e-3)
+
+
+def test_what_is_turned_down_gets_no_time():
+    steps = {"right": lambda: [torch.ones(())], "wrong": lambda: [torch.zeros(())]}
+    times = time_interleaved(steps, lambda name, result: bool(result[0] > 0), "cpu", seconds=0.0)
+    assert list(times) == ["right"]
+    assert len(times["right"]) == 1
+
+
+def test_only_right_answers_are_measured():
+    large = planted(wrong_when_large, "wrong when large")
+    too_large = dataclasses.replace(planted(ours, "too large"), matrices=1e9)
+    right = planted(ours, "right")
+    n = CHECKED_SAMPLES + 1
+    rows = measure("InfoNCE", n, 8, "cpu", 0.1, 1e9, "now", (right, large, too_large))
+    by_name = {row.provider: row for row in rows}
+    assert by_name["right"].p20 <= by_name["right"].p50 <= by_name["right"].p80
+    assert (by_name["right"].m, by_name["right"].note) == (2 * n, "")
+    assert by_name["wrong when large"].note.startswith("refused: tensor 0 is")
+    assert by_name["too large"].note.startswith("needs about")
+    for name in ("wrong when large", "too large"):
+        assert (by_name[name].p50, by_name[name].extra_bytes) == (None, None)
+
+
+def test_extra_memory_is_what_a_step_takes():
+    extra = extra_memory(planted(hungry), "MP-NCE", 16, 8, torch.float32, "cpu")
+    assert MEGABYTES - 1 < extra / 2**20 < MEGABYTES + 16  # the kernel counts in lots of some pages
+
+
+def test_rows_survive_the_file(tmp_path):
+    rows = [
+        row(),
+        row(n=8192, p20=None, p50=None, p80=None, extra_bytes=None, repetitions=0, note="needs 9 GiB, 1 is free"),
+    ]
+    write_rows(tmp_path / "cpu.csv", rows)
+    assert read_rows(tmp_path / "cpu.csv") == rows
+    newer = row(p50=0.95, run="2026-01-02T00:00:00+00:00")
+    assert merge(rows, [newer]) == [newer, rows[1]]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "verdict"), [(4.1, "aim reached"), (3.6, "holds"), (3.4, "MISSED"), (None, "not measured")]
+)
+def test_verdicts(seconds, verdict):
+    rows = [row(), *([] if seconds is None else [row(provider=EAGER, p50=seconds)])]
+    assert _result(rows, "eager PyTorch reference / ours").verdict == verdict
+
+
+def test_times_of_different_runs_are_not_compared():
+    rows = [row(), row(provider=EAGER, p50=4.1, run="2026-01-02T00:00:00+00:00")]
+    assert _result(rows, "eager PyTorch reference / ours").verdict == "not measured"
+
+
+def test_small_batches_must_not_pay():
+    rows = [row(n=256, m=768, p50=0.8), row(n=256, m=768, provider=EAGER)]
+    result = _result(rows, "ours / eager PyTorch reference")
+    assert (result.verdict, result.required) == ("holds", "≤ 1")
+
+
+def test_memory_verdicts():
+    sizes = {n: 3 * 3 * n * 512 * 4 for n in (4096, 8192, 16384, 32768)}
+    straight = [row(n=n, m=3 * n, extra_bytes=b + 3 * 10**7) for n, b in sizes.items()]
+    assert [r.verdict for r in ratios.results(straight)[-2:]] == ["aim reached", "aim reached"]
+    bent = [dataclasses.replace(r, extra_bytes=r.n * r.n // 2) for r in straight]
+    assert [r.verdict for r in ratios.results(bent)[-2:]] == ["aim reached", "holds"]
+    assert _result([row(extra_bytes=10**9)], "extra peak memory").verdict == "MISSED"
+
+
+def test_report_and_plots_need_the_file_alone(tmp_path):
+    missing = {
+        "p20": None,
+        "p50": None,
+        "p80": None,
+        "extra_bytes": None,
+        "repetitions": 0,
+        "note": "needs about 77 GiB, 20 are free",
+    }
+    times = [row(n=n, m=3 * n, p50=n / 1e3) for n in (256, 512)]
+    write_rows(
+        tmp_path / "cpu.csv", [*times, row(provider=EAGER, n=512, m=1536, **missing), row(provider=FLOOR, n=256)]
+    )
+    text = write_report(tmp_path / "cpu.csv")
+    assert "| 512 | 512 ms (900 to 1500), 10 MB | — | — |" in text
+    assert "* — eager PyTorch, fp32, at N = 512: needs about 77 GiB, 20 are free" in text
+    assert text == (tmp_path / "cpu.md").read_text()
+    written = plot(tmp_path / "cpu.csv")
+    assert sorted(p.name for p in written) == ["cpu_mp_nce.png", "cpu_mp_nce.svg"]
+    assert (tmp_path / "cpu_mp_nce.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command(tmp_path, capsys):
+    arguments = ["--sizes", "16", "--dim", "8", "--seconds", "0", "--out"]
+    right, wrong = (
+        Provider(OURS, p, (objective,), 0, 1) for p, objective in ((ours, "MP-NCE"), (wrong_loss, "InfoNCE"))
+    )
+    assert main([*arguments, str(tmp_path)], (right,)) == 0
+    (measured,) = read_rows(tmp_path / "cpu.csv")
+    assert (measured.objective, measured.provider, measured.n, measured.d, measured.note) == ("MP-NCE", OURS, 16, 8, "")
+    assert measured.p50 > 0
+    assert measured.extra_bytes is not None
+    assert "MP-NCE: M = 3·N rows, D = 8" in capsys.readouterr().out
+    assert main([*arguments, str(tmp_path / "refused")], (wrong,)) == 1
+
+
+def _result(rows: list[Row], what: str) -> ratios.Result:
+    return next(result for result in ratios.results(rows) if result.what.startswith(what))
