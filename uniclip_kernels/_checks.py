@@ -111,9 +111,10 @@ def check_values(
 
 
 def _check_number(name: str, value: float) -> None:
-    if name == "temperature" and not (value > 0 and math.isfinite(value)):
+    # By comparisons, which torch.compile can trace where the number is a variable of the graph.
+    if name == "temperature" and not 0 < value < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {value}")
-    if not math.isfinite(value):
+    if not -math.inf < value < math.inf:
         raise ValueError(f"{name} must be finite, got {value}")
 
 

@@ -1,0 +1,135 @@
+"""Every bad input gives an error of the right type that names the argument and says what it was, before any kernel runs."""
+
+import math
+
+import pytest
+import torch
+
+from uniclip_kernels import backends, domain_similarity, mp_nce
+
+Z = torch.randn(6, 4)
+IDS = torch.tensor([0, 0, 1, 1, 2, 2])
+DOMAINS = torch.tensor([0, 1, 0, 1, 0, 1])
+TABLE = torch.full((2, 2), 0.1)
+
+
+def changed(index, value, table=TABLE):
+    table = table.clone()
+    table[index] = value
+    return table
+
+
+BAD = [
+    # arguments that replace the good ones, error, what the message must contain
+    ({"embeddings": Z.tolist()}, TypeError, "embeddings must be a tensor, got list"),
+    ({"embeddings": Z.long()}, TypeError, "embeddings must be float32.*got torch.int64"),
+    ({"embeddings": Z.to(torch.complex64)}, TypeError, "embeddings must be float32.*got torch.complex64"),
+    ({"embeddings": Z[0]}, ValueError, r"embeddings must have shape .*got shape \(4,\)"),
+    ({"embeddings": Z[None]}, ValueError, r"embeddings must have shape .*got shape \(1, 6, 4\)"),
+    ({"embeddings": Z[:, :0]}, ValueError, r"embeddings must have D of at least 1, got shape \(6, 0\)"),
+    ({"sample_ids": IDS.tolist()}, TypeError, "sample_ids must be an integer tensor, got list"),
+    ({"sample_ids": IDS.float()}, TypeError, "sample_ids must be an integer tensor, got torch.float32"),
+    ({"sample_ids": IDS.bool()}, TypeError, "sample_ids must be an integer tensor, got torch.bool"),
+    ({"sample_ids": IDS[:5]}, ValueError, r"sample_ids must have shape \(6,\).*got \(5,\)"),
+    ({"sample_ids": IDS[:, None]}, ValueError, r"sample_ids must have shape \(6,\).*got \(6, 1\)"),
+    ({"sample_ids": IDS.to("meta")}, ValueError, "sample_ids must be on the device of embeddings, cpu, got meta"),
+    ({"domain_ids": DOMAINS.float()}, TypeError, "domain_ids must be an integer tensor, got torch.float32"),
+    ({"domain_ids": DOMAINS[:5]}, ValueError, r"domain_ids must have shape \(6,\).*got \(5,\)"),
+    ({"domain_ids": DOMAINS.to("meta")}, ValueError, "domain_ids must be on the device of embeddings, cpu, got meta"),
+    ({"domain_ids": DOMAINS + 1}, ValueError, r"domain_ids must be in \[0, 2\), got 2 at \[1\]"),
+    ({"domain_ids": DOMAINS - 1}, ValueError, r"domain_ids must be in \[0, 2\), got -1 at \[0\]"),
+    ({"domain_ids": DOMAINS - 1, "temperature": 0.1}, ValueError, r"domain_ids must be in \[0, K\), got -1 at \[0\]"),
+    ({"temperature": 0.0}, ValueError, "temperature must be positive and finite, got 0.0"),
+    ({"temperature": -0.1}, ValueError, "temperature must be positive and finite, got -0.1"),
+    ({"temperature": math.inf}, ValueError, "temperature must be positive and finite, got inf"),
+    ({"temperature": math.nan}, ValueError, "temperature must be positive and finite, got nan"),
+    ({"temperature": torch.tensor(0.0)}, ValueError, "temperature must be positive and finite, got 0.0"),
+    (
+        {"temperature": changed((0, 1), -1.0)},
+        ValueError,
+        r"temperature must be positive and finite, got -1.0 at \[0, 1\]",
+    ),
+    ({"temperature": changed((1, 1), math.nan)}, ValueError, r"temperature must be .*got nan at \[1, 1\]"),
+    ({"temperature": TABLE[0]}, ValueError, r"temperature must have shape \(K, K\), got \(2,\)"),
+    ({"temperature": torch.ones(2, 3)}, ValueError, r"temperature must have shape \(K, K\), got \(2, 3\)"),
+    (
+        {"temperature": torch.ones(2, 2).long()},
+        TypeError,
+        "temperature must be a floating-point tensor, got torch.int64",
+    ),
+    ({"temperature": "warm"}, TypeError, "temperature must be a number or a tensor, got str"),
+    (
+        {"temperature": TABLE.to("meta")},
+        ValueError,
+        "temperature must be on the device of the embeddings, cpu, got meta",
+    ),
+    ({"offset": torch.ones(3, 3)}, ValueError, r"offset must have the \(2, 2\) shape of temperature, got \(3, 3\)"),
+    ({"offset": math.inf}, ValueError, "offset must be finite, got inf"),
+    ({"offset": changed((0, 1), math.nan)}, ValueError, r"offset must be finite, got nan at \[0, 1\]"),
+    ({"weight": torch.ones(3, 3)}, ValueError, r"weight must have the \(2, 2\) shape of temperature, got \(3, 3\)"),
+    ({"weight": changed((1, 0), math.inf)}, ValueError, r"weight must be finite, got inf at \[1, 0\]"),
+    ({"domain_mask": TABLE}, TypeError, "domain_mask must be a bool tensor, got torch.float32"),
+    ({"domain_mask": [[True, True], [True, True]]}, TypeError, r"domain_mask must be a \(K, K\) bool tensor, got list"),
+    ({"domain_mask": torch.ones(3, 3).bool()}, ValueError, r"domain_mask must have the \(2, 2\) shape of temperature"),
+    ({"domain_mask": torch.tensor(True)}, ValueError, r"domain_mask must have shape \(K, K\), got \(\)"),
+    (
+        {"domain_mask": torch.ones(2, 2).triu().bool()},
+        ValueError,
+        r"domain_mask must be symmetric, got True at \[0, 1\]",
+    ),
+    ({"reduction": "average"}, ValueError, "reduction must be one of 'mean', 'sum', 'none', got 'average'"),
+    ({"reduction": None}, ValueError, "reduction must be one of 'mean', 'sum', 'none', got None"),
+    ({"backend": "gpu"}, ValueError, "backend must be one of 'triton', 'cuda', 'cpu', 'reference' or None, got 'gpu'"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), BAD, ids=[f"{next(iter(a))}-{m[-28:]}" for a, _, m in BAD])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_mp_nce_names_what_is_wrong(arguments, error, message, backend):
+    good = {"embeddings": Z, "sample_ids": IDS, "domain_ids": DOMAINS, "temperature": TABLE, "backend": backend}
+    mp_nce(**good)
+    with pytest.raises(error, match=message):
+        mp_nce(**{**good, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"x": Z[0]}, ValueError, "x must have shape"),
+        ({"x": Z.int()}, TypeError, "x must be float32"),
+        ({"y": Z[:, :3]}, ValueError, "y must have the D, dtype and device of x, 4, .*got 3"),
+        ({"y": Z.double()}, ValueError, "y must have the D, dtype and device of x.*got 4, torch.float64"),
+        ({"y": None, "y_domain_ids": DOMAINS}, ValueError, "y_domain_ids must be None when y is None"),
+        ({"x_domain_ids": DOMAINS[:2]}, ValueError, r"x_domain_ids must have shape \(6,\)"),
+        ({"y_domain_ids": DOMAINS + 1}, ValueError, r"y_domain_ids must be in \[0, 2\), got 2 at \[1\]"),
+        ({"temperature": -1.0}, ValueError, "temperature must be positive"),
+        ({"offset": torch.ones(3, 3)}, ValueError, "offset must have the"),
+        ({"backend": "cpu "}, ValueError, "backend must be one of"),
+    ],
+)
+def test_domain_similarity_names_what_is_wrong(arguments, error, message):
+    good = {"x": Z, "y": Z, "x_domain_ids": DOMAINS, "y_domain_ids": DOMAINS, "temperature": TABLE}
+    domain_similarity(**good)
+    with pytest.raises(error, match=message):
+        domain_similarity(**{**good, **arguments})
+
+
+def test_float64_is_for_the_cpu():
+    meta = Z.double().to("meta")
+    with pytest.raises(TypeError, match="embeddings in float64 is supported on the CPU only"):
+        mp_nce(meta, IDS.to("meta"))
+
+
+def test_a_backend_that_cannot_run_says_why():
+    reasons = backends()
+    assert reasons["cpu"] is None
+    assert reasons["reference"] is None
+    for name, reason in reasons.items():
+        if reason is not None:
+            with pytest.raises(ValueError, match=f"backend '{name}' is not usable here: "):
+                mp_nce(Z, IDS, backend=name)
+
+
+def test_value_checks_can_be_turned_off(monkeypatch):
+    monkeypatch.setenv("UNICLIP_CHECK_VALUES", "0")
+    assert mp_nce(Z, IDS, temperature=torch.tensor(-1.0)).isfinite()

@@ -1,0 +1,100 @@
+"""MPNCELoss: its tables, the floor of the temperature, saving, copying and what it passes on; and stack_views."""
+
+import copy
+import io
+import math
+import pickle
+
+import pytest
+import torch
+
+from uniclip_kernels import MPNCELoss, mp_nce, stack_views
+
+
+def rows():
+    return torch.randn(30, 8, requires_grad=True), torch.arange(30) // 3, torch.arange(30) % 2
+
+
+def test_is_the_function_with_its_own_tables():
+    mask = torch.tensor([[True, True], [True, False]])
+    options = {"offset": 0.1, "weight": torch.tensor([[1.0, 2.0], [0.5, 1.0]]), "domain_mask": mask, "reduction": "sum"}
+    inputs = rows()
+    torch.testing.assert_close(
+        MPNCELoss(temperature=0.2, **options)(*inputs), mp_nce(*inputs, temperature=0.2, **options)
+    )
+
+
+def test_learns_its_upper_triangles():
+    criterion = MPNCELoss()
+    criterion(*rows()).backward()
+    for grad in (criterion.log_temperature.grad, criterion.offset.grad):
+        assert grad[1, 0] == 0
+        assert (grad.triu()[[0, 0, 1], [0, 1, 1]] != 0).all()
+    frozen = MPNCELoss(learnable=False)
+    assert list(frozen.parameters()) == []
+    assert set(frozen.state_dict()) == {"log_temperature", "offset", "weight"}
+
+
+def test_a_learnable_temperature_stays_above_its_floor_and_can_come_back():
+    criterion = MPNCELoss(min_temperature=0.05)
+    with torch.no_grad():
+        criterion.log_temperature.fill_(-20)
+    inputs = rows()
+    assert (criterion.temperature >= 0.05).all()
+    torch.testing.assert_close(criterion(*inputs), mp_nce(*inputs, temperature=0.05))
+    up, down = (
+        torch.autograd.grad(sign * criterion.temperature.sum(), criterion.log_temperature)[0] for sign in (-1, 1)
+    )
+    assert (up < 0).all()  # descent raises it
+    assert (down == 0).all()
+    assert (MPNCELoss(temperature=0.001, learnable=False).temperature < 0.0011).all()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_domains": 0},
+        {"temperature": 0.0},
+        {"temperature": math.nan},
+        {"temperature": 0.005},
+        {"temperature": torch.ones(3, 3)},
+        {"offset": torch.ones(2)},
+        {"min_temperature": 0.0},
+    ],
+    ids=str,
+)
+def test_bad_arguments_are_named(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        MPNCELoss(**options)
+
+
+@pytest.mark.parametrize("learnable", [True, False])
+def test_state_dict_pickle_and_deepcopy(learnable):
+    mask = torch.tensor([[True, True], [True, False]])
+    criterion = MPNCELoss(temperature=0.3, offset=0.2, domain_mask=mask, learnable=learnable)
+    inputs = rows()
+    expected = criterion(*inputs)
+    other = MPNCELoss(domain_mask=~mask, learnable=learnable)
+    file = io.BytesIO()
+    torch.save(criterion.state_dict(), file)
+    file.seek(0)
+    other.load_state_dict(torch.load(file))
+    for copied in (other, copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))):
+        assert torch.equal(copied(*inputs), expected)
+
+
+@pytest.mark.parametrize(
+    ("views", "domains", "named"),
+    [
+        ([], [], "views"),
+        ([torch.ones(2, 3)], [0, 1], "domains"),
+        ([torch.ones(2, 3), torch.ones(3, 3)], [0, 1], r"views\[1\]"),
+        ([torch.ones(2, 3), torch.ones(2, 3).half()], [0, 1], r"views\[1\]"),
+        ([torch.ones(2)], [0], r"views\[0\]"),
+        ([torch.ones(2, 3)], [-1], "domains"),
+        ([torch.ones(2, 3)], [0.5], "domains"),
+    ],
+)
+def test_stack_views_names_what_is_wrong(views, domains, named):
+    with pytest.raises(ValueError, match=named):
+        stack_views(views, domains)

@@ -1,0 +1,57 @@
+"""Rung 1: values and gradients of the CPU backend, and of the reference in each dtype, over the shared grid."""
+
+import pytest
+import torch
+
+from tests.cases import CASES
+from tests.evaluate import assert_matches, evaluate
+from uniclip_kernels import mp_nce
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=repr)
+def test_cpu_on_the_grid(case, dtype):
+    assert_matches(evaluate(case, "cpu", dtype), case, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=repr)
+def test_reference_in_low_precision(case, dtype):
+    assert_matches(evaluate(case, "reference", dtype), case, dtype)
+
+
+def test_the_cpu_backend_is_the_default_on_the_cpu():
+    z, ids = torch.randn(40, 8), torch.arange(40) // 2
+    assert torch.equal(mp_nce(z, ids), mp_nce(z, ids, backend="cpu"))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_only_image_to_text_pairs_is_the_clip_loss(backend):
+    n, tau = 50, 0.07
+    z = torch.randn(2 * n, 16)
+    image, text = torch.nn.functional.normalize(z, dim=1).chunk(2)
+    logits = image @ text.T / tau
+    target = torch.arange(n)
+    clip = (torch.nn.functional.cross_entropy(logits, target) + torch.nn.functional.cross_entropy(logits.T, target)) / 2
+    mask = torch.tensor([[False, True], [True, False]])
+    domains = torch.arange(2 * n) // n
+    loss = mp_nce(z, target.repeat(2), domains, temperature=tau, domain_mask=mask, backend=backend)
+    torch.testing.assert_close(loss, clip)
+
+
+@pytest.mark.parametrize(("m", "d"), [(3000, 40), (1700, 512), (900, 1100)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_many_rectangles(m, d, dtype):
+    """More rows than one rectangle of the gradient holds, and more columns than one product takes at a time."""
+    z = torch.randn(m, d).to(dtype).requires_grad_()
+    exact = z.detach().double().requires_grad_()
+    ids, domains = torch.randint(m // 3, (m,)), torch.randint(3, (m,))
+    tau = torch.tensor([[0.1, 0.2, 0.3], [9, 0.2, 0.1], [9, 9, 0.4]])
+    loss = mp_nce(z, ids, domains, temperature=tau, backend="cpu")
+    expected = mp_nce(exact, ids, domains, temperature=tau.double(), backend="reference")
+    loss.backward(), expected.backward()
+    rtol = 3e-6 if dtype == torch.float32 else 1e-2  # of bfloat16 rows and H, relative to the norm of the gradient
+    torch.testing.assert_close(loss.double(), expected, rtol=rtol, atol=0)
+    assert (z.grad - exact.grad).norm() < rtol * exact.grad.norm()
