@@ -37,8 +37,8 @@ __global__ void __launch_bounds__(kTileThreads, 2)
 
 constexpr int kMatrixThreads = 256, kMatrixWarps = kMatrixThreads / 32;
 
-// g = grad / τ, zero beyond (x_count, y_count). parts[0 and 1, row, e] = Σ grad and Σ grad s over the columns of domain e.
-// A warp has a row of g.
+// g = grad / τ, zero beyond (x_count, y_count). parts[0 and 1, row, e] = Σ grad and Σ grad s over the columns of domain
+// e. A warp has a row of g.
 template <class E>
 __global__ void __launch_bounds__(kMatrixThreads)
     similarity_matrix_grad_kernel(const float* grad, const float* s, int64_t stride, const int* x_domains,
@@ -85,13 +85,13 @@ int uniclip_cuda_similarity_matrix(Operand operand, const void* x, const void* y
 }
 
 int uniclip_cuda_similarity_matrix_grad(Operand operand, const float* grad, const float* s, int64_t stride,
-                                        const int* x_domains, const int* y_domains, const float* temperature, int domains,
-                                        int64_t x_count, int64_t y_count, void* g, int64_t g_rows, int64_t g_cols,
-                                        float* parts, void* stream) {
+                                        const int* x_domains, const int* y_domains, const float* temperature,
+                                        int domains, int64_t x_count, int64_t y_count, void* g, int64_t g_rows,
+                                        int64_t g_cols, float* parts, void* stream) {
   return with_operand(operand, [&](auto type) -> int {
     using E = typename decltype(type)::Element;
     return launch(similarity_matrix_grad_kernel<E>, g_rows / kMatrixWarps, kMatrixThreads, 0,
-                  static_cast<cudaStream_t>(stream), grad, s, stride, x_domains, y_domains, temperature, domains, x_count,
-                  y_count, static_cast<E*>(g), g_cols, parts);
+                  static_cast<cudaStream_t>(stream), grad, s, stride, x_domains, y_domains, temperature, domains,
+                  x_count, y_count, static_cast<E*>(g), g_cols, parts);
   });
 }

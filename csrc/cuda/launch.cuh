@@ -1,6 +1,6 @@
 // What differs between a CUDA compiler and the host emulation of the tests: launches and shared memory.
-// Kernels are launched by launch(), never by <<<>>>, and have one struct of dynamic shared memory, so that a C++ compiler
-// takes the same sources.
+// Kernels are launched by launch(), never by <<<>>>, and have one struct of dynamic shared memory, so that a C++
+// compiler takes the same sources.
 #pragma once
 
 #ifdef __CUDACC__

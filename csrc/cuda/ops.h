@@ -1,6 +1,6 @@
-// The launchers of the CUDA kernels: raw device pointers and a cudaStream_t, no type of PyTorch, so that they can be built
-// by nvcc and by a C++ compiler alike. uniclip_kernels/_backend.py says what each computes; K is `domains`, (K, K) tables
-// are contiguous, `d` is the padded number of columns. Each returns a cudaError_t.
+// The launchers of the CUDA kernels: raw device pointers and a cudaStream_t, no type of PyTorch, so that they can be
+// built by nvcc and by a C++ compiler alike. uniclip_kernels/_backend.py says what each computes; K is `domains`, (K,
+// K) tables are contiguous, `d` is the padded number of columns. Each returns a cudaError_t.
 #pragma once
 
 #include <cstdint>
@@ -17,22 +17,24 @@ int uniclip_cuda_gather_rows(uniclip::cuda::Operand operand, const void* z, int6
                              float* inv_norm, void* stream);
 // grad_rows: (R, d). grad: (count, columns), contiguous.
 int uniclip_cuda_scatter_rows(uniclip::cuda::Operand operand, const float* grad_rows, int d, const void* z,
-                              int64_t row_stride, int64_t column_stride, int columns, const int64_t* slot, int64_t count,
-                              const float* inv_norm, const float* factor, bool normalize, void* grad, void* stream);
+                              int64_t row_stride, int64_t column_stride, int columns, const int64_t* slot,
+                              int64_t count, const float* inv_norm, const float* factor, bool normalize, void* grad,
+                              void* stream);
 
 // The rectangle starts at tiles (first_row_tile, first_col_tile) and has row_tiles x col_tiles. by_row: (col_tiles,
 // row_tiles * block), by_col: (row_tiles, col_tiles * block), base-2 logarithms.
-int uniclip_cuda_similarity_lse(uniclip::cuda::Operand operand, const void* rows, int d, const int* ids, const int* tiles,
-                                const float* temperature, const float* offset, const unsigned char* mask, int domains,
-                                float* by_row, float* by_col, int first_row_tile, int first_col_tile, int row_tiles,
-                                int col_tiles, void* stream);
+int uniclip_cuda_similarity_lse(uniclip::cuda::Operand operand, const void* rows, int d, const int* ids,
+                                const int* tiles, const float* temperature, const float* offset,
+                                const unsigned char* mask, int domains, float* by_row, float* by_col,
+                                int first_row_tile, int first_col_tile, int row_tiles, int col_tiles, void* stream);
 // lse: natural, `slots` of them. parts: (count, slots).
 int uniclip_cuda_merge_lse(float* lse, const float* parts, int64_t slots, int count, void* stream);
 // h: (row_tiles * block, col_tiles * block). parts: (2, row_tiles, col_tiles).
-int uniclip_cuda_similarity_grad(uniclip::cuda::Operand operand, const void* rows, int d, const int* ids, const int* tiles,
-                                 const float* temperature, const float* offset, const unsigned char* mask, int domains,
-                                 const float* lse, const float* coefficient, void* h, float* parts, int first_row_tile,
-                                 int first_col_tile, int row_tiles, int col_tiles, void* stream);
+int uniclip_cuda_similarity_grad(uniclip::cuda::Operand operand, const void* rows, int d, const int* ids,
+                                 const int* tiles, const float* temperature, const float* offset,
+                                 const unsigned char* mask, int domains, const float* lse, const float* coefficient,
+                                 void* h, float* parts, int first_row_tile, int first_col_tile, int row_tiles,
+                                 int col_tiles, void* stream);
 
 int uniclip_cuda_positives_forward(uniclip::cuda::Operand operand, const void* rows, int64_t slots, int d,
                                    const int* tiles, const int* runs, const int* count, const float* temperature,
@@ -50,14 +52,14 @@ int uniclip_cuda_similarity_matrix(uniclip::cuda::Operand operand, const void* x
                                    const float* offset, int domains, int64_t x_count, int64_t y_count, float* s,
                                    void* stream);
 // grad and s: (x_count, y_count), their rows `stride` apart. g: (g_rows, g_cols). parts: (2, x_count, K).
-int uniclip_cuda_similarity_matrix_grad(uniclip::cuda::Operand operand, const float* grad, const float* s, int64_t stride,
-                                        const int* x_domains, const int* y_domains, const float* temperature, int domains,
-                                        int64_t x_count, int64_t y_count, void* g, int64_t g_rows, int64_t g_cols,
-                                        float* parts, void* stream);
+int uniclip_cuda_similarity_matrix_grad(uniclip::cuda::Operand operand, const float* grad, const float* s,
+                                        int64_t stride, const int* x_domains, const int* y_domains,
+                                        const float* temperature, int domains, int64_t x_count, int64_t y_count,
+                                        void* g, int64_t g_rows, int64_t g_cols, float* parts, void* stream);
 
-// sums[a, b, 0 and 1] += Σ parts[0 and 1, r, c] over the r of domain a and c of domain b, for sums (K, K, 2). The domain of
-// r is row_domains[r / rows_per_domain * row_stride]; that of c col_domains[c * col_stride], or c itself if that is null.
-// With `triangle` only r <= c are there.
+// sums[a, b, 0 and 1] += Σ parts[0 and 1, r, c] over the r of domain a and c of domain b, for sums (K, K, 2). The
+// domain of r is row_domains[r / rows_per_domain * row_stride]; that of c col_domains[c * col_stride], or c itself if
+// that is null. With `triangle` only r <= c are there.
 int uniclip_cuda_add_pair_sums(const float* parts, int64_t rows, int64_t cols, const int* row_domains,
                                int rows_per_domain, int64_t row_stride, const int* col_domains, int64_t col_stride,
                                bool triangle, int domains, double* sums, void* stream);

@@ -1,5 +1,5 @@
-// The sparse side: each anchor against the few rows of its own sample, which lie in at most K runs of slots. A warp has an
-// anchor.
+// The sparse side: each anchor against the few rows of its own sample, which lie in at most K runs of slots. A warp has
+// an anchor.
 #include "ops.h"
 #include "tile.cuh"
 
@@ -127,8 +127,8 @@ int uniclip_cuda_positives_forward(Operand operand, const void* rows, int64_t sl
     using E = typename decltype(type)::Element;
     return launch(positives_forward_kernel<E>, slots / kAnchorWarps, kAnchorThreads, 0,
                   static_cast<cudaStream_t>(stream), static_cast<const E*>(rows), d,
-                  reinterpret_cast<const LayoutTile*>(tiles), runs, count, temperature, offset, weight, domains, lse, loss,
-                  coefficient);
+                  reinterpret_cast<const LayoutTile*>(tiles), runs, count, temperature, offset, weight, domains, lse,
+                  loss, coefficient);
   });
 }
 

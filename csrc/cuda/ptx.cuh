@@ -1,5 +1,6 @@
-// All inline PTX of the kernels, one instruction a function. The host emulation has a twin of each (ptx_twins.h), and the
-// PTX executor of the tests runs these themselves. Fragments are laid out as the PTX ISA documents for each mma shape.
+// All inline PTX of the kernels, one instruction a function. The host emulation has a twin of each (ptx_twins.h), and
+// the PTX executor of the tests runs these themselves. Fragments are laid out as the PTX ISA documents for each mma
+// shape.
 #pragma once
 
 #include "launch.cuh"
@@ -31,12 +32,12 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
                : "memory");
 }
 
-#define UNICLIP_MMA(name, shape_and_types)                                                        \
-  __device__ __forceinline__ void name(float(&d)[4], const uint32_t(&a)[4], const uint32_t(&b)[2]) { \
-    asm volatile("mma.sync.aligned." shape_and_types                                               \
-                 " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                \
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                  \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));              \
+#define UNICLIP_MMA(name, shape_and_types)                                                              \
+  __device__ __forceinline__ void name(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { \
+    asm volatile("mma.sync.aligned." shape_and_types                                                    \
+                 " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                     \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                       \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                   \
   }
 UNICLIP_MMA(mma_bf16, "m16n8k16.row.col.f32.bf16.bf16.f32")
 UNICLIP_MMA(mma_f16, "m16n8k16.row.col.f32.f16.f16.f32")

@@ -1,6 +1,6 @@
 // Schemas and CUDA implementations of the primitives, through PyTorch's stable ABI: tensors become raw pointers on the
-// device and current stream of the first one. The host emulation of the tests registers the same functions for CPU tensors,
-// under another library name.
+// device and current stream of the first one. The host emulation of the tests registers the same functions for CPU
+// tensors, under another library name.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
@@ -77,19 +77,19 @@ void scatter_rows(const Tensor grad_rows, const Tensor z, const Tensor slot, con
   const Launch launch(z);
   launch.check(uniclip_cuda_scatter_rows(operand(z), pointer<float>(grad_rows), grad_rows.size(1), z.data_ptr(),
                                          z.stride(0), z.stride(1), z.size(1), pointer<int64_t>(slot), slot.size(0),
-                                         pointer<float>(inv_norm), pointer<float>(factor), normalize, pointer<void>(grad),
-                                         launch.stream()));
+                                         pointer<float>(inv_norm), pointer<float>(factor), normalize,
+                                         pointer<void>(grad), launch.stream()));
 }
 
 void similarity_lse(const Tensor rows, const Tensor ids, const Tensor tiles, const Tensor temperature,
                     const Tensor offset, const OptionalTensor mask, bool allow_tf32, int64_t first_row_tile,
                     int64_t first_col_tile, int64_t row_tiles, int64_t col_tiles, Tensor by_row, Tensor by_col) {
   const Launch launch(rows);
-  launch.check(uniclip_cuda_similarity_lse(
-      operand(rows, allow_tf32), pointer<void>(rows), rows.size(1), pointer<int>(ids), pointer<int>(tiles),
-      pointer<float>(temperature), pointer<float>(offset), pointer<unsigned char>(mask), temperature.size(0),
-      pointer<float>(by_row), pointer<float>(by_col), first_row_tile, first_col_tile, row_tiles, col_tiles,
-      launch.stream()));
+  launch.check(uniclip_cuda_similarity_lse(operand(rows, allow_tf32), pointer<void>(rows), rows.size(1),
+                                           pointer<int>(ids), pointer<int>(tiles), pointer<float>(temperature),
+                                           pointer<float>(offset), pointer<unsigned char>(mask), temperature.size(0),
+                                           pointer<float>(by_row), pointer<float>(by_col), first_row_tile,
+                                           first_col_tile, row_tiles, col_tiles, launch.stream()));
 }
 
 void merge_lse(Tensor lse, const Tensor parts) {
@@ -111,8 +111,8 @@ void similarity_grad(const Tensor rows, const Tensor ids, const Tensor tiles, co
 }
 
 void positives_forward(const Tensor rows, const Tensor tiles, const Tensor runs, const Tensor count,
-                       const Tensor temperature, const Tensor offset, const Tensor weight, const Tensor lse, Tensor loss,
-                       Tensor coefficient) {
+                       const Tensor temperature, const Tensor offset, const Tensor weight, const Tensor lse,
+                       Tensor loss, Tensor coefficient) {
   const Launch launch(rows);
   launch.check(uniclip_cuda_positives_forward(
       operand(rows), pointer<void>(rows), rows.size(0), rows.size(1), pointer<int>(tiles), pointer<int>(runs),
@@ -170,7 +170,8 @@ UNICLIP_FRAGMENT(UNICLIP_LIBRARY, m) {
       "cuda_scatter_rows(Tensor grad_rows, Tensor z, Tensor slot, Tensor inv_norm, Tensor factor, bool normalize, "
       "Tensor(a!) grad) -> ()");
   m.def(
-      "cuda_similarity_lse(Tensor rows, Tensor ids, Tensor tiles, Tensor temperature, Tensor offset, Tensor? mask, bool "
+      "cuda_similarity_lse(Tensor rows, Tensor ids, Tensor tiles, Tensor temperature, Tensor offset, Tensor? mask, "
+      "bool "
       "allow_tf32, int first_row_tile, int first_col_tile, int row_tiles, int col_tiles, Tensor(a!) by_row, Tensor(b!) "
       "by_col) -> ()");
   m.def("cuda_merge_lse(Tensor(a!) lse, Tensor parts) -> ()");
@@ -182,7 +183,8 @@ UNICLIP_FRAGMENT(UNICLIP_LIBRARY, m) {
       "cuda_positives_forward(Tensor rows, Tensor tiles, Tensor runs, Tensor count, Tensor temperature, Tensor offset, "
       "Tensor weight, Tensor lse, Tensor(a!) loss, Tensor(b!) coefficient) -> ()");
   m.def(
-      "cuda_positives_backward(Tensor rows, Tensor tiles, Tensor runs, Tensor count, Tensor temperature, Tensor offset, "
+      "cuda_positives_backward(Tensor rows, Tensor tiles, Tensor runs, Tensor count, Tensor temperature, Tensor "
+      "offset, "
       "Tensor weight, Tensor lse, Tensor scale, Tensor(a!)? grad_rows, Tensor(b!) parts) -> ()");
   m.def(
       "cuda_similarity_matrix(Tensor x, Tensor y, Tensor x_domains, Tensor y_domains, Tensor temperature, Tensor "

@@ -34,9 +34,9 @@ __global__ void __launch_bounds__(kRowThreads)
 
 template <class E>
 __global__ void __launch_bounds__(kRowThreads)
-    scatter_rows_kernel(const float* grad_rows, int d, const E* z, int64_t row_stride, int64_t column_stride, int columns,
-                        const int64_t* slot, int64_t count, const float* inv_norm, const float* factor, bool normalize,
-                        E* grad) {
+    scatter_rows_kernel(const float* grad_rows, int d, const E* z, int64_t row_stride, int64_t column_stride,
+                        int columns, const int64_t* slot, int64_t count, const float* inv_norm, const float* factor,
+                        bool normalize, E* grad) {
   const int lane = threadIdx.x % 32;
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kRowWarps + threadIdx.x / 32;
   if (row >= count) return;
@@ -72,8 +72,8 @@ int uniclip_cuda_gather_rows(Operand operand, const void* z, int64_t row_stride,
   return with_operand(operand, [&](auto type) -> int {
     using E = typename decltype(type)::Element;
     return launch(gather_rows_kernel<E>, (slots + kRowWarps - 1) / kRowWarps, kRowThreads, 0,
-                  static_cast<cudaStream_t>(stream), static_cast<const E*>(z), row_stride, column_stride, columns, order,
-                  slots, d, normalize, static_cast<E*>(rows), inv_norm);
+                  static_cast<cudaStream_t>(stream), static_cast<const E*>(z), row_stride, column_stride, columns,
+                  order, slots, d, normalize, static_cast<E*>(rows), inv_norm);
   });
 }
 

@@ -74,8 +74,8 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   const int64_t i = static_cast<int64_t>(row_tile) * kBlock, j = static_cast<int64_t>(col_tile) * kBlock;
   {
     const int64_t slot = thread < kBlock ? i + thread : j + thread - kBlock;
-    const float log2 = lse[slot] == kNothing ? INFINITY : lse[slot] * kLog2E;
-    (thread < kBlock ? shared.row : shared.col)[thread % kBlock] = {log2, coefficient[slot]};
+    const float base2 = lse[slot] == kNothing ? INFINITY : lse[slot] * kLog2E;
+    (thread < kBlock ? shared.row : shared.col)[thread % kBlock] = {base2, coefficient[slot]};
   }
   Dots x;
   dot_tile<T>(shared.stages, rows + i * d, rows + j * d, d, x);

@@ -119,7 +119,7 @@ struct MergeShared {
 };
 
 // Joins the running natural lse of each slot with parts[:, slot], `count` of them in base 2.
-__global__ void __launch_bounds__(kMergeSlots * kMergeWays)
+__global__ void __launch_bounds__(kMergeSlots* kMergeWays)
     merge_lse_kernel(float* lse, const float* parts, int64_t slots, int count) {
   auto& shared = shared_memory<MergeShared>();
   const int lane = threadIdx.x % kMergeSlots, way = threadIdx.x / kMergeSlots;
@@ -145,10 +145,10 @@ int uniclip_cuda_similarity_lse(Operand operand, const void* rows, int d, const 
                                 int col_tiles, void* stream) {
   return with_operand(operand, [&](auto type) -> int {
     using T = decltype(type);
-    return launch(similarity_lse_kernel<T>, static_cast<int64_t>(row_tiles) * col_tiles, kTileThreads, sizeof(LseShared),
-                  static_cast<cudaStream_t>(stream), static_cast<const typename T::Element*>(rows), d, ids,
-                  reinterpret_cast<const LayoutTile*>(tiles), temperature, offset, mask, domains, by_row, by_col,
-                  first_row_tile, first_col_tile, row_tiles, col_tiles);
+    return launch(similarity_lse_kernel<T>, static_cast<int64_t>(row_tiles) * col_tiles, kTileThreads,
+                  sizeof(LseShared), static_cast<cudaStream_t>(stream), static_cast<const typename T::Element*>(rows),
+                  d, ids, reinterpret_cast<const LayoutTile*>(tiles), temperature, offset, mask, domains, by_row,
+                  by_col, first_row_tile, first_col_tile, row_tiles, col_tiles);
   });
 }
 

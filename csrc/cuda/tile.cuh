@@ -1,5 +1,5 @@
-// What the kernels over tiles of similarities share: which tile a block has, its dot products, its domain pair and mask.
-// A block of 8 warps has a tile of 128 x 128; a warp 64 x 32 of it, as 4 x 4 fragments of 16 x 8.
+// What the kernels over tiles of similarities share: which tile a block has, its dot products, its domain pair and
+// mask. A block of 8 warps has a tile of 128 x 128; a warp 64 x 32 of it, as 4 x 4 fragments of 16 x 8.
 #pragma once
 
 #include "types.cuh"
@@ -37,8 +37,8 @@ __device__ __forceinline__ int in_stage(int row, int part) { return row * kStage
 // dots = x yᵀ for 128 rows of x and of y, d columns of each; d is a multiple of kStageBytes. All shared memory is free
 // again afterwards.
 template <class T>
-__device__ __forceinline__ void dot_tile(Stages& stages, const typename T::Element* x, const typename T::Element* y, int d,
-                                         Dots& dots) {
+__device__ __forceinline__ void dot_tile(Stages& stages, const typename T::Element* x, const typename T::Element* y,
+                                         int d, Dots& dots) {
   // Of a stage, a thread copies 16 bytes of every kCopyRows-th row.
   constexpr int kParts = kStageBytes / 16, kCopyRows = kTileThreads / kParts;
   const int64_t row_bytes = static_cast<int64_t>(d) * sizeof(typename T::Element);
@@ -75,7 +75,8 @@ __device__ __forceinline__ void dot_tile(Stages& stages, const typename T::Eleme
   for (int step = 0; step < steps; ++step) {
     ptx::cp_async_wait<kStages - 2>();
     __syncthreads();
-    if (step + kStages - 1 < steps) load((step + kStages - 1) % kStages);  // every warp has read that before the barrier
+    if (step + kStages - 1 < steps)
+      load((step + kStages - 1) % kStages);  // every warp has read that before the barrier
     ptx::cp_async_commit();
     const unsigned char* x_stage = stages.x[step % kStages];
     const unsigned char* y_stage = stages.y[step % kStages];
@@ -91,7 +92,8 @@ __device__ __forceinline__ void dot_tile(Stages& stages, const typename T::Eleme
         b[n + 1] = T::template fragment<2>(words + 2);
       }
 #pragma unroll
-      for (int m = 0; m < kRowFragments; ++m) {  // matrices: (upper, left), (lower, left), (upper, right), (lower, right)
+      for (int m = 0; m < kRowFragments;
+           ++m) {  // matrices: (upper, left), (lower, left), (upper, right), (lower, right)
         uint32_t words[4];
         const int row = place.warp_row * (kBlock / kWarpRows) + m * 16 + place.lane % 16;
         ptx::ldmatrix_x4(words, x_stage + in_stage(row, k * 2 + place.lane / 16));
@@ -110,8 +112,8 @@ struct alignas(16) LayoutTile {
   int domain, filled, first, last;
 };
 
-// Row and column of a block's tile. Blocks that run together should share operands in L2: they go through kGroup rows of
-// tiles together.
+// Row and column of a block's tile. Blocks that run together should share operands in L2: they go through kGroup rows
+// of tiles together.
 struct TileIndex {
   int row, col;
   __device__ TileIndex(int row_tiles, int col_tiles) {
@@ -130,8 +132,8 @@ struct DomainPair {
   bool only_negatives;  // both sides are full and, since sample numbers ascend, no sample is in both
   float tau, scale, shift;
 
-  __device__ DomainPair(const LayoutTile* tiles, int row_tile, int col_tile, const float* temperature, const float* offset,
-                        const unsigned char* mask, int domains) {
+  __device__ DomainPair(const LayoutTile* tiles, int row_tile, int col_tile, const float* temperature,
+                        const float* offset, const unsigned char* mask, int domains) {
     const LayoutTile a = tiles[row_tile], b = tiles[col_tile];
     const int pair = a.domain * domains + b.domain;
     live = a.domain >= 0 && b.domain >= 0 && (mask == nullptr || mask[pair] != 0);
@@ -142,8 +144,8 @@ struct DomainPair {
   }
 };
 
-// x = s log2 e from dot products, and `masked` where two slots are no negatives of each other: those of one sample, and empty
-// ones, with number -1. row_ids, col_ids: of the tile.
+// x = s log2 e from dot products, and `masked` where two slots are no negatives of each other: those of one sample, and
+// empty ones, with number -1. row_ids, col_ids: of the tile.
 __device__ __forceinline__ void similarities(Dots& x, const DomainPair& pair, const int* row_ids, const int* col_ids,
                                              float masked) {
   const Place place;

@@ -9,9 +9,9 @@ namespace uniclip::cuda {
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
 
-// An operand type has: Element, as stored; Fragment<N>, N words of a thread's share of an operand ready for multiplication;
-// fragment() from the words as loaded; multiply(), d += a b over 32 bytes of depth; and kUnrolledSteps of 32 bytes, as many as
-// registers allow.
+// An operand type has: Element, as stored; Fragment<N>, N words of a thread's share of an operand ready for
+// multiplication; fragment() from the words as loaded; multiply(), d += a b over 32 bytes of depth; and kUnrolledSteps
+// of 32 bytes, as many as registers allow.
 
 struct BFloat16 {
   using Element = __nv_bfloat16;

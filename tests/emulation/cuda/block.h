@@ -1,0 +1,272 @@
+// A block of emulated threads: barriers, operations of whole warps, shared memory, and the scheduler.
+//
+// What a GPU would get wrong in silence is an error here: threads at different barriers, a warp operation that not all
+// lanes reach, deadlocks, copies that nobody waits for. Shared memory starts as NaN.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <memory>
+#include <random>
+#include <source_location>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "fibers.h"
+
+namespace emulation {
+
+using Where = std::source_location;
+
+inline std::string text(const Where& where) {
+  return std::string(where.file_name()) + ":" + std::to_string(where.line());
+}
+inline bool same(const Where& a, const Where& b) {
+  return a.line() == b.line() && std::strcmp(a.file_name(), b.file_name()) == 0;
+}
+
+struct Copy {  // a cp.async under way
+  void* to;
+  const void* from;
+};
+
+struct Block;
+
+struct Warp {
+  int arrived = 0;
+  uint64_t phase = 0;
+  Where where;
+  const void* in[32];
+  void* out[32];
+  char tags[2];  // what ThreadSanitizer knows a __syncwarp by, two in turn
+};
+
+struct Thread {
+  unsigned index = 0, lane = 0;
+  Warp* warp = nullptr;
+  Block* block = nullptr;
+  bool done = false;
+  Where where;
+  Context context;
+  std::vector<std::vector<Copy>> copies{1};  // groups, the last one open
+};
+
+struct Block {
+  unsigned index = 0, count = 0;
+  unsigned alive = 0, arrived = 0;
+  uint64_t phase = 0, progress = 0;
+  Where where;
+  std::vector<Thread> threads;
+  std::vector<Warp> warps;
+  std::unique_ptr<unsigned char[]> shared;
+  size_t shared_bytes = 0;
+  std::function<void()> body;
+  Context scheduler;
+  std::string error;
+  char tags[2];  // of the barrier, two in turn: a thread that wakes late must not see what others released after it
+};
+
+inline thread_local Thread* running = nullptr;
+EMULATION_UNINSTRUMENTED inline Thread& self() { return *running; }
+EMULATION_UNINSTRUMENTED inline void set_running(Thread* thread) { running = thread; }
+
+inline void pause() {
+  Thread& t = self();
+  switch_context(t.context, t.block->scheduler);
+}
+
+// Ends the launch with an exception, thrown where it was made.
+[[noreturn]] inline void fail(const std::string& message) {
+  if (running == nullptr) throw std::runtime_error("emulation: " + message);
+  {
+    Bookkeeping hidden;
+    Block& block = *self().block;
+    block.error = "emulation: " + message + " (block " + std::to_string(block.index) + ", thread " +
+                  std::to_string(self().index) + ")";
+  }
+  for (;;) pause();
+}
+
+inline void barrier(Where where) {
+  Thread& t = self();
+  Block& block = *t.block;
+  void* tag;
+  {
+    Bookkeeping hidden;
+    tag = &block.tags[block.phase % 2];
+  }
+  release(tag);
+  {
+    Bookkeeping hidden;
+    t.where = where;
+    if (block.arrived > 0 && !same(block.where, where)) {
+      fail("threads at different barriers: " + text(block.where) + " and " + text(where));
+    }
+    block.where = where;
+    const uint64_t phase = block.phase;
+    if (++block.arrived == block.alive) {
+      block.arrived = 0;
+      ++block.phase;
+      ++block.progress;
+    } else {
+      while (block.phase == phase) pause();
+    }
+  }
+  acquire(tag);
+}
+
+// All lanes of a warp come with their arguments; the last one runs f(in, out) for all. It orders memory only if asked
+// to.
+template <class F>
+void warp_operation(const void* in, void* out, const F& f, Where where, bool orders_memory = false) {
+  Thread& t = self();
+  Warp& warp = *t.warp;
+  void* tag = nullptr;
+  if (orders_memory) {
+    {
+      Bookkeeping hidden;
+      tag = &warp.tags[warp.phase % 2];
+    }
+    release(tag);
+  }
+  {
+    Bookkeeping hidden;
+    t.where = where;
+    if (warp.arrived > 0 && !same(warp.where, where)) {
+      fail("lanes at different operations: " + text(warp.where) + " and " + text(where));
+    }
+    warp.where = where;
+    warp.in[t.lane] = in;
+    warp.out[t.lane] = out;
+    const uint64_t phase = warp.phase;
+    if (++warp.arrived == 32) {
+      f(warp.in, warp.out);
+      warp.arrived = 0;
+      ++warp.phase;
+      ++t.block->progress;
+    } else {
+      while (warp.phase == phase) pause();
+    }
+  }
+  if (orders_memory) acquire(tag);
+}
+
+inline void leave() {
+  Thread& t = self();
+  Block& block = *t.block;
+  release(&block);
+  Bookkeeping hidden;
+  for (const auto& group : t.copies) {
+    if (!group.empty()) fail("cp.async that was never waited for");
+  }
+  if (block.arrived > 0) fail("a thread returned while others wait at " + text(block.where));
+  if (t.warp->arrived > 0) fail("a lane returned while others wait at " + text(t.warp->where));
+  --block.alive;
+  t.done = true;
+  ++block.progress;
+}
+
+inline void thread_main() {
+  entered(self().block->scheduler);
+  self().block->body();
+  leave();
+  switch_context(self().context, self().block->scheduler, true);
+}
+
+// 0: threads and blocks forwards, 1: backwards, more: threads shuffled with that seed.
+inline int thread_order = 0;
+
+class Grid {
+ public:
+  Grid(unsigned blocks, unsigned threads, size_t shared_bytes, std::function<void()> body)
+      : blocks_(blocks),
+        threads_(threads),
+        shared_bytes_(shared_bytes),
+        body_(std::move(body)),
+        random_(thread_order) {}
+
+  void run() {
+    Stacks stacks(threads_);
+    // Under ThreadSanitizer blocks are kept to the end, as they are unordered with each other.
+#if defined(__SANITIZE_THREAD__)
+    std::vector<std::unique_ptr<Block>> kept;
+    std::vector<std::unique_ptr<Stacks>> kept_stacks;
+    for (unsigned i = 0; i < blocks_; ++i) {
+      kept.push_back(make_block());
+      kept_stacks.push_back(std::make_unique<Stacks>(threads_));
+      run_block(*kept.back(), i, *kept_stacks.back());
+    }
+    for (const auto& block : kept) acquire(block.get());
+#else
+    const auto block = make_block();
+    for (unsigned i = 0; i < blocks_; ++i) run_block(*block, i, stacks);
+#endif
+  }
+
+ private:
+  std::unique_ptr<Block> make_block() const {
+    auto block = std::make_unique<Block>();
+    block->count = threads_;
+    block->threads = std::vector<Thread>(threads_);
+    block->warps = std::vector<Warp>(threads_ / 32);
+    block->shared_bytes = shared_bytes_;
+    block->body = body_;
+    return block;
+  }
+
+  void run_block(Block& block, unsigned position, const Stacks& stacks) {
+    block.index = thread_order == 1 ? blocks_ - 1 - position : position;
+    block.alive = threads_;
+    block.shared.reset(static_cast<unsigned char*>(::operator new[](shared_bytes_, std::align_val_t(128))));
+    std::memset(block.shared.get(), 0xFF, shared_bytes_);
+    block.scheduler.is_running();
+    stacks.forget_redzones();
+    std::vector<Thread*> order;
+    for (unsigned i = 0; i < threads_; ++i) {
+      Thread& t = block.threads[i];
+      t.index = i;
+      t.lane = i % 32;
+      t.warp = &block.warps[i / 32];
+      t.block = &block;
+      t.done = false;
+      t.context.start_on(stacks[i], thread_main);
+      order.push_back(&t);
+    }
+    if (thread_order == 1) std::reverse(order.begin(), order.end());
+    while (block.alive > 0) {
+      if (thread_order > 1) std::shuffle(order.begin(), order.end(), random_);
+      const uint64_t before = block.progress;
+      for (Thread* t : order) {
+        if (t->done) continue;
+        set_running(t);
+        switch_context(block.scheduler, t->context);
+        set_running(nullptr);
+        if (!block.error.empty()) throw std::runtime_error(block.error);
+      }
+      if (block.alive > 0 && block.progress == before) throw std::runtime_error(deadlock(block));
+    }
+    for (const Thread& t : block.threads) t.context.destroy();
+    ::operator delete[](block.shared.release(), std::align_val_t(128));
+  }
+
+  static std::string deadlock(const Block& block) {
+    std::map<std::string, int> waiting;
+    for (const Thread& t : block.threads) {
+      if (!t.done) ++waiting[text(t.where)];
+    }
+    std::string message = "emulation: deadlock in block " + std::to_string(block.index);
+    for (const auto& [where, count] : waiting) message += "; " + std::to_string(count) + " threads wait at " + where;
+    return message;
+  }
+
+  unsigned blocks_, threads_;
+  size_t shared_bytes_;
+  std::function<void()> body_;
+  std::mt19937 random_;
+};
+
+}  // namespace emulation

@@ -1,0 +1,167 @@
+"""The CUDA backend: tensor-core kernels in C++ for compute capability 8.0 and newer, for those who cannot ship Triton.
+
+They are compiled into ``uniclip_kernels._cuda``; importing that registers their operators. The second product is
+PyTorch's.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import torch
+from torch import Tensor
+
+from ._backend import Backend
+from ._layout import Rectangle
+from ._problem import Problem
+
+_EXTENSION = "uniclip_kernels._cuda"
+
+
+class CUDABackend(Backend):
+    """``ops`` holds the operators ``cuda_*``: those of the extension, or in tests their emulation on the host."""
+
+    block = 128  # side of a tile of similarities, as in csrc/cuda/tile.cuh
+    column_multiple = 32
+    known_on_host = False
+    stores_transpose = False
+
+    def __init__(self, device_type: str = "cuda", ops=torch.ops.uniclip_kernels, workspace_bytes: int = 256 << 20):
+        self.device_type = device_type
+        self.ops = ops
+        self.workspace_bytes = workspace_bytes
+
+    def unusable(self) -> str | None:
+        try:
+            extension = importlib.import_module(_EXTENSION)
+        except (ImportError, OSError) as error:
+            return f"its extension was not built or cannot be loaded (UNICLIP_BUILD_CUDA=1 pip install ...): {error}"
+        if not torch.cuda.is_available():
+            return "there is no CUDA device"
+        capability = "{}.{}".format(*torch.cuda.get_device_capability())
+        if not _runs_on(torch.cuda.get_device_capability(), extension.architectures):
+            built = ", ".join(f"{a // 10}.{a % 10}" for a in extension.architectures)
+            return f"it was built for compute capability {built}, and the device has {capability}"
+        return None
+
+    def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return dtype
+
+    def gather_rows(self, z: Tensor, order: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
+        rows = z.new_empty(len(order), self.padded_columns(z.shape[1]))
+        inv_norm = z.new_empty(len(order), dtype=torch.float32)
+        self.ops.cuda_gather_rows(z, order, normalize, rows, inv_norm)
+        return rows, inv_norm
+
+    def scatter_rows(
+        self, grad_rows: Tensor, z: Tensor, slot: Tensor, inv_norm: Tensor, factor: Tensor, normalize: bool
+    ) -> Tensor:
+        grad = torch.empty(z.shape, dtype=z.dtype, device=z.device)
+        self.ops.cuda_scatter_rows(grad_rows, z, slot, inv_norm, factor, normalize, grad)
+        return grad
+
+    def similarity_lse(self, problem: Problem, rectangle: Rectangle, lse: Tensor) -> None:
+        tiles = self._tiles(rectangle)
+        by_row = lse.new_empty(tiles[3], tiles[2] * self.block)
+        by_col = by_row if rectangle.diagonal else lse.new_empty(tiles[2], tiles[3] * self.block)
+        self.ops.cuda_similarity_lse(*_similarities(problem), _allow_tf32(problem.rows), *tiles, by_row, by_col)
+        self.ops.cuda_merge_lse(lse[rectangle.i0 : rectangle.i1], by_row)
+        if not rectangle.diagonal:
+            self.ops.cuda_merge_lse(lse[rectangle.j0 : rectangle.j1], by_col)
+
+    def similarity_grad(
+        self, problem: Problem, rectangle: Rectangle, lse: Tensor, coefficient: Tensor, sums: Tensor, work: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        i0, i1, j0, j1 = rectangle
+        tiles = self._tiles(rectangle)
+        h = work.view(-1)[: (i1 - i0) * (j1 - j0)].view(i1 - i0, j1 - j0)
+        parts = lse.new_empty(2, tiles[2], tiles[3])
+        self.ops.cuda_similarity_grad(
+            *_similarities(problem), lse, coefficient, _allow_tf32(problem.rows), *tiles, h, parts
+        )
+        domains = problem.layout.tiles[:, 0]
+        self.ops.cuda_add_pair_sums(parts, domains[tiles[0] :], 1, domains[tiles[1] :], rectangle.diagonal, sums)
+        return h, h.T
+
+    def _tiles(self, rectangle: Rectangle) -> tuple[int, int, int, int]:
+        """First row and first column of tiles, and how many of each."""
+        i0, i1, j0, j1 = (slot // self.block for slot in rectangle)
+        return i0, j0, i1 - i0, j1 - j0
+
+    def accumulate(self, out: Tensor, a: Tensor, b: Tensor) -> None:
+        a = a[: len(out), : len(b)]
+        out, b = out[: len(a)], b[: a.shape[1]]
+        if a.dtype == out.dtype:
+            out.addmm_(a, b)
+        elif out.is_cuda:
+            torch.ops.aten.addmm.dtype_out(out, a, b, out.dtype, out=out)
+        else:
+            out.addmm_(a.to(out.dtype), b.to(out.dtype))
+
+    def positives_forward(self, problem: Problem, lse: Tensor) -> tuple[Tensor, Tensor]:
+        loss, coefficient = torch.empty_like(lse), torch.empty_like(lse)
+        self.ops.cuda_positives_forward(*_positives(problem), lse, loss, coefficient)
+        return loss, coefficient
+
+    def positives_backward(
+        self, problem: Problem, lse: Tensor, scale: Tensor, grad_rows: Tensor | None, sums: Tensor
+    ) -> None:
+        parts = lse.new_empty(2, len(lse), len(sums))
+        self.ops.cuda_positives_backward(*_positives(problem), lse, scale, grad_rows, parts)
+        self.ops.cuda_add_pair_sums(parts, problem.layout.tiles[:, 0], self.block, None, False, sums)
+
+    def similarity_matrix(
+        self, x: Tensor, y: Tensor, x_domains: Tensor, y_domains: Tensor, temperature: Tensor, offset: Tensor
+    ) -> Tensor:
+        s = x.new_empty(len(x_domains), len(y_domains), dtype=torch.float32)
+        tables = temperature.contiguous(), offset.contiguous()
+        self.ops.cuda_similarity_matrix(x, y, x_domains, y_domains, *tables, _allow_tf32(x), s)
+        return s
+
+    def similarity_matrix_grad(
+        self,
+        grad: Tensor,
+        s: Tensor,
+        x_domains: Tensor,
+        y_domains: Tensor,
+        temperature: Tensor,
+        sums: Tensor,
+        like: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        g = like.new_empty([-(-n // self.block) * self.block for n in grad.shape])
+        parts = s.new_empty(2, len(grad), len(sums))
+        self.ops.cuda_similarity_matrix_grad(grad, s, x_domains, y_domains, temperature.contiguous(), g, parts)
+        self.ops.cuda_add_pair_sums(parts, x_domains, 1, None, False, sums)
+        return g, g.T
+
+
+def _runs_on(capability: tuple[int, int], architectures: list[int]) -> bool:
+    """Machine code runs on its own major version from its minor on; the PTX of the last one on everything newer."""
+    device = capability[0] * 10 + capability[1]
+    return device >= architectures[-1] or any(a // 10 == capability[0] and a <= device for a in architectures)
+
+
+def _allow_tf32(rows: Tensor) -> bool:
+    """Whether PyTorch's setting lets float32 products be rounded to TF32."""
+    return rows.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+def _similarities(problem: Problem) -> tuple[Tensor | None, ...]:
+    layout, mask = problem.layout, problem.domain_mask
+    return (
+        problem.rows,
+        layout.ids,
+        layout.tiles,
+        problem.temperature.contiguous(),
+        problem.offset.contiguous(),
+        None if mask is None else mask.contiguous(),
+    )
+
+
+def _positives(problem: Problem) -> tuple[Tensor, ...]:
+    layout = problem.layout
+    tables = (t.contiguous() for t in (problem.temperature, problem.offset, problem.weight))
+    return problem.rows, layout.tiles, layout.runs, layout.count, *tables
+
+
+BACKEND = CUDABackend()
