@@ -6,6 +6,8 @@ STAMP := $(VENV)/installed
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 CPP := $(shell find csrc tests -name '*.h' -o -name '*.hpp' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 ARGS ?=
+# The CUDA kernels take minutes to compile for four architectures: UNICLIP_BUILD_CUDA=1 make install builds them.
+export UNICLIP_BUILD_CUDA ?= 0
 
 .PHONY: install train test bench lint gpu clean
 

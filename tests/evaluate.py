@@ -107,7 +107,7 @@ def _plain_mp_nce(
     return loss.sum() if reduction == "sum" else loss
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def oracle(case: Case, dtype: torch.dtype) -> brute_force.Answer:
     """The float64 answer for the values that the rows have in ``dtype``."""
     k = case.num_domains

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -281,7 +282,7 @@ for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
 
 @pytest.mark.parametrize(("capability", "name"), [("default", "baseline"), ("avx2", "avx2"), ("avx512", "avx512")])
 def test_every_instruction_set_of_this_processor(capability, name):
-    flags = open("/proc/cpuinfo").read() if os.path.exists("/proc/cpuinfo") else ""
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     if name != "baseline" and name not in flags.replace("avx512bw", "avx512"):
         pytest.skip(f"the processor has no {name}")
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": capability}

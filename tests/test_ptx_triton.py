@@ -1,5 +1,4 @@
 """Triton kernels, compiled for sm_80, whose PTX the executor runs on CPU tensors: against PyTorch in float64."""
-# ruff: noqa: N803 (compile-time constants of Triton kernels are written in capitals)
 
 import pytest
 import torch
