@@ -19,7 +19,8 @@ from .problems import make_batch
 from .providers import Provider, Step
 
 #: Largest error of the loss (relative) and of gradients (relative to their largest entry) against float64.
-TOLERANCE = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (5e-3, 2e-2), torch.float16: (1e-3, 5e-3)}
+#: A similarity of 14 in bfloat16, as competitors hold them, is off by 0.03: hence 2 and 4 of its epsilons.
+TOLERANCE = {torch.float32: (1e-5, 1e-4), torch.bfloat16: (1.6e-2, 3.1e-2)}
 CHECKED_SAMPLES = 512  # the float64 answer needs M x M matrices
 LONG_STEP = 20.0  # seconds: a step that long is run once, and needs no warm-up
 MOST_ROUNDS = 200

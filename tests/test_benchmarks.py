@@ -13,7 +13,18 @@ from benchmarks import ratios
 from benchmarks.measure import CHECKED_SAMPLES, WrongAnswerError, check_on_few, extra_memory, time_interleaved
 from benchmarks.plot import plot
 from benchmarks.problems import expected, make_batch
-from benchmarks.providers import COMPILED, EAGER, FLOOR, OURS, PROVIDERS, TUNED_COMPILED, Provider, floor, ours
+from benchmarks.providers import (
+    COMPILED,
+    EAGER,
+    FLOOR,
+    FLOOR_PANEL,
+    OURS,
+    PROVIDERS,
+    TUNED_COMPILED,
+    Provider,
+    floor,
+    ours,
+)
 from benchmarks.report import write_report
 from benchmarks.rows import Row, merge, read_rows, write_rows
 from benchmarks.run import main
@@ -104,7 +115,7 @@ def test_a_wrong_provider_is_refused(wrong):
 
 
 def test_the_floor_multiplies():
-    batch = make_batch("MP-NCE", 500, 24, torch.float32)  # more rows than a panel
+    batch = make_batch("MP-NCE", FLOOR_PANEL // 3 + 10, 24, torch.float32)  # more rows than a panel
     z = batch.embeddings.detach()
     torch.testing.assert_close(floor(batch)(), [z @ z.T @ z], rtol=1e-4, atol=1e-3)
 
