@@ -1,4 +1,4 @@
-# make train | make test | make bench | make lint | make gpu: each sets up what it needs first.
+# make train | make test | make bench | make lint: each sets up what it needs first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ ARGS ?=
 # The CUDA kernels take minutes to compile for four architectures: UNICLIP_BUILD_CUDA=1 make install builds them.
 export UNICLIP_BUILD_CUDA ?= 0
 
-.PHONY: install train test bench lint gpu clean
+.PHONY: install train test bench lint clean
 
 install: $(STAMP)
 
@@ -31,9 +31,6 @@ test: lint
 
 bench: install
 	$(BIN)/python -m benchmarks.run $(ARGS)
-
-gpu: install
-	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .
