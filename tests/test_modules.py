@@ -98,3 +98,11 @@ def test_state_dict_pickle_and_deepcopy(learnable):
 def test_stack_views_names_what_is_wrong(views, domains, named):
     with pytest.raises(ValueError, match=named):
         stack_views(views, domains)
+
+
+def test_stacked_views_are_rows_of_the_loss():
+    views = [torch.randn(5, 4) for _ in range(3)]
+    z, ids, domains = stack_views(views, [0, 0, 1])
+    assert torch.equal(z, torch.cat(views))
+    assert ids.tolist() == [*range(5)] * 3
+    assert domains.tolist() == [0] * 10 + [1] * 5

@@ -1,0 +1,160 @@
+"""The CPU backend among threads and processes, with the instructions of other processors, and the memory that it takes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from tests.test_citizenship import rows
+from uniclip_kernels import mp_nce
+
+
+def run(program: str, *arguments: str, **environment: str) -> str:
+    """What a fresh interpreter prints that runs ``program``; a failure shows what it complained of."""
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, **environment},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("intra_op", [1, 2])
+def test_python_threads_do_not_disturb_each_other(intra_op):
+    inputs = [rows(400, 16, seed=seed) for seed in range(4)]
+    expected = [torch.autograd.grad(mp_nce(*i, backend="cpu"), i[0])[0] for i in inputs]
+    results: list = [None] * 4
+
+    def work(k: int) -> None:
+        torch.set_num_threads(intra_op)
+        for _ in range(5):
+            results[k] = torch.autograd.grad(mp_nce(*inputs[k], backend="cpu"), inputs[k][0])[0]
+
+    before = torch.get_num_threads()
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    torch.set_num_threads(before)
+    for got, wanted in zip(results, expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-8)
+
+
+class Losses(Dataset):
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, k: int) -> torch.Tensor:
+        return mp_nce(*rows(300, seed=k), reduction="none", backend="cpu").detach()
+
+
+def test_workers_of_a_data_loader(two_threads):
+    losses = Losses()
+    expected = torch.stack([losses[k] for k in range(6)])  # the parent's threads have run before the fork
+    loader = DataLoader(losses, batch_size=3, num_workers=2, multiprocessing_context="fork", timeout=60)
+    torch.testing.assert_close(torch.cat(list(loader)), expected, rtol=1e-6, atol=1e-6)
+
+
+FORK = """
+import torch
+from uniclip_kernels import mp_nce
+
+def differentiate(queue=None):
+    torch.manual_seed(0)
+    torch.set_num_threads(1 if queue else 2)  # as DataLoader does: OpenMP's threads are lost in a fork
+    z = torch.randn(300, 16, requires_grad=True)
+    loss = mp_nce(z, torch.arange(300) // 2, backend="cpu")
+    if queue is None:
+        return loss.item()
+    loss.backward()  # PyTorch allows this where the parent has not yet done it
+    queue.put((loss.item(), z.grad.isfinite().all().item()))
+
+expected = differentiate()
+context = torch.multiprocessing.get_context("fork")
+queue = context.SimpleQueue()
+process = context.Process(target=differentiate, args=(queue,))
+process.start()
+process.join(60)
+assert process.exitcode == 0, process.exitcode
+loss, finite = queue.get()
+assert abs(loss - expected) < 1e-5 and finite
+"""
+
+
+def test_a_plain_fork():
+    run(FORK)
+
+
+ANY_PROCESSOR = """
+import sys, torch
+from tests.cases import BY_NAME
+from tests.evaluate import assert_matches, evaluate
+from uniclip_kernels import _C
+torch.set_num_threads(1)
+assert sys.argv[1] in ("any", _C.cpu_instruction_set()), _C.cpu_instruction_set()
+for name in sys.argv[2:]:
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        assert_matches(evaluate(BY_NAME[name], "cpu", dtype), BY_NAME[name], dtype)
+"""
+TELLING = ["rows-65", "columns-17", "columns-513", "mask-some-of-five", "temperatures-mixed", "zero-rows", "strided"]
+
+
+@pytest.mark.parametrize(("capability", "name"), [("default", "baseline"), ("avx2", "avx2"), ("avx512", "avx512")])
+def test_every_instruction_set_of_this_processor(capability, name):
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    if name != "baseline" and name not in flags.replace("avx512bw", "avx512"):
+        pytest.skip(f"the processor has no {name}")
+    run(ANY_PROCESSOR, name, *TELLING, ATEN_CPU_CAPABILITY=capability)
+
+
+def test_what_fresh_memory_holds_does_not_matter():
+    """glibc fills what malloc gives with a byte: 0x7f is a huge number in every dtype."""
+    run(ANY_PROCESSOR, "any", *TELLING, MALLOC_PERTURB_=str(0x7F ^ 0xFF))
+
+
+EXTRA_MEMORY = """
+import re, sys, torch
+from pathlib import Path
+from uniclip_kernels import mp_nce, stack_views
+
+def status(key):
+    return int(re.search(rf"{key}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+def extra(n, d):
+    z, ids, domains = stack_views([torch.randn(n, d)] * 3, [0, 0, 1])
+    z.requires_grad_()
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = status("VmRSS")
+    mp_nce(z, ids, domains, backend="cpu").backward()
+    return status("VmHWM") - before
+
+torch.set_num_threads(2)
+extra(64, 32)
+print(extra(*map(int, sys.argv[1:])))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+@pytest.mark.parametrize(("n", "d"), [(2048, 128), (512, 8192)])
+def test_extra_memory_is_linear(n, d):
+    """At most 4 M D floats and 64 MB: an M x M matrix takes 151 MB in the first case, an M x D one 50 MB in the second."""
+    assert int(run(EXTRA_MEMORY, str(n), str(d))) <= 4 * (3 * n) * d * 4 + 64e6
