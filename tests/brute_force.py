@@ -94,10 +94,8 @@ def mp_nce(
     )
 
     def table(terms: np.ndarray) -> Value:
-        sums = np.zeros((3, *temperature.shape))
-        for total, addend in zip(sums, (terms, np.abs(terms), np.abs(terms) * exponent), strict=True):
-            np.add.at(total, pair, np.triu(addend, 1))  # each unordered pair of rows once
-        return Value(*sums)
+        addends = (np.triu(t, 1) for t in (terms, np.abs(terms), np.abs(terms) * exponent))  # unordered pairs once
+        return Value(*(_sum_by_pair(t, pair, len(temperature)) for t in addends))
 
     return Answer(losses, rows, table(-h_tau * similarities), table(-h_tau))
 
@@ -137,10 +135,7 @@ def domain_similarity(
         return exactly(_through_norm(g_tau @ other, unit, norm, normalize), scale)
 
     def table(terms: np.ndarray) -> Value:
-        sums = np.zeros((2, *temperature.shape))
-        for total, addend in zip(sums, (terms, np.abs(terms)), strict=True):
-            np.add.at(total, pair, addend)
-        return exactly(*sums)
+        return exactly(*(_sum_by_pair(t, pair, len(temperature)) for t in (terms, np.abs(terms))))
 
     return Similarity(
         exactly(s, (np.abs(x_unit) @ np.abs(y_unit).T + np.abs(offset[pair])) / temperature[pair]),
@@ -162,6 +157,17 @@ def _through_norm(grad: np.ndarray, unit: np.ndarray, norm: np.ndarray, normaliz
         along = (unit * grad).sum(1, keepdims=True) * (norm > 1e-12)
         grad = (grad - unit * along) / norm
     return grad
+
+
+def _sum_by_pair(terms: np.ndarray, pair: tuple[np.ndarray, np.ndarray], k: int) -> np.ndarray:
+    """(K, K) sums of the terms of each pair of domains, exact to float64."""
+    members: dict = {}
+    for e, f, term in zip(*(x.ravel().tolist() for x in (*pair, terms)), strict=True):
+        members.setdefault((e, f), []).append(term)
+    sums = np.zeros((k, k))
+    for domains, addends in members.items():
+        sums[domains] = math.fsum(addends)
+    return sums
 
 
 def _anchor_weights(reduction: str, upstream: np.ndarray | float, m: int, anchors: int) -> np.ndarray:
