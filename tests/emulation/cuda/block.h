@@ -55,6 +55,11 @@ struct Thread {
   std::vector<std::vector<Copy>> copies{1};  // groups, the last one open
 };
 
+constexpr std::align_val_t kSharedAlignment{128};
+struct SharedDelete {
+  void operator()(unsigned char* memory) const { ::operator delete(memory, kSharedAlignment); }
+};
+
 struct Block {
   unsigned index = 0, count = 0;
   unsigned alive = 0, arrived = 0;
@@ -62,7 +67,7 @@ struct Block {
   Where where;
   std::vector<Thread> threads;
   std::vector<Warp> warps;
-  std::unique_ptr<unsigned char[]> shared;
+  std::unique_ptr<unsigned char, SharedDelete> shared;
   size_t shared_bytes = 0;
   std::function<void()> body;
   Context scheduler;
@@ -155,10 +160,7 @@ void warp_operation(const void* in, void* out, const F& f, Where where, bool ord
   if (orders_memory) acquire(tag);
 }
 
-inline void leave() {
-  Thread& t = self();
-  Block& block = *t.block;
-  release(&block);
+inline void leave(Thread& t, Block& block) {
   Bookkeeping hidden;
   for (const auto& group : t.copies) {
     if (!group.empty()) fail("cp.async that was never waited for");
@@ -170,11 +172,21 @@ inline void leave() {
   ++block.progress;
 }
 
+inline Block& entered_block() {
+  Bookkeeping hidden;
+  Block& block = *self().block;
+  entered(block.scheduler);
+  return block;
+}
+
 inline void thread_main() {
-  entered(self().block->scheduler);
-  self().block->body();
-  leave();
-  switch_context(self().context, self().block->scheduler, true);
+  Thread& t = self();
+  Block& block = entered_block();
+  acquire(&block);
+  block.body();
+  leave(t, block);
+  release(&block);
+  switch_context(t.context, block.scheduler, true);
 }
 
 // 0: threads and blocks forwards, 1: backwards, more: threads shuffled with that seed.
@@ -190,8 +202,7 @@ class Grid {
         random_(thread_order) {}
 
   void run() {
-    Stacks stacks(threads_);
-    // Under ThreadSanitizer blocks are kept to the end, as they are unordered with each other.
+    // For ThreadSanitizer blocks are unordered with each other: their memory is kept to the end of the grid.
 #if defined(__SANITIZE_THREAD__)
     std::vector<std::unique_ptr<Block>> kept;
     std::vector<std::unique_ptr<Stacks>> kept_stacks;
@@ -202,6 +213,7 @@ class Grid {
     }
     for (const auto& block : kept) acquire(block.get());
 #else
+    const Stacks stacks(threads_);
     const auto block = make_block();
     for (unsigned i = 0; i < blocks_; ++i) run_block(*block, i, stacks);
 #endif
@@ -221,7 +233,7 @@ class Grid {
   void run_block(Block& block, unsigned position, const Stacks& stacks) {
     block.index = thread_order == 1 ? blocks_ - 1 - position : position;
     block.alive = threads_;
-    block.shared.reset(static_cast<unsigned char*>(::operator new[](shared_bytes_, std::align_val_t(128))));
+    block.shared.reset(static_cast<unsigned char*>(::operator new(shared_bytes_, kSharedAlignment)));
     std::memset(block.shared.get(), 0xFF, shared_bytes_);
     block.scheduler.is_running();
     stacks.forget_redzones();
@@ -233,10 +245,11 @@ class Grid {
       t.warp = &block.warps[i / 32];
       t.block = &block;
       t.done = false;
-      t.context.start_on(stacks[i], thread_main);
+      t.context.start_on(stacks[i], thread_main, i);
       order.push_back(&t);
     }
     if (thread_order == 1) std::reverse(order.begin(), order.end());
+    release(&block);
     while (block.alive > 0) {
       if (thread_order > 1) std::shuffle(order.begin(), order.end(), random_);
       const uint64_t before = block.progress;
@@ -249,8 +262,6 @@ class Grid {
       }
       if (block.alive > 0 && block.progress == before) throw std::runtime_error(deadlock(block));
     }
-    for (const Thread& t : block.threads) t.context.destroy();
-    ::operator delete[](block.shared.release(), std::align_val_t(128));
   }
 
   static std::string deadlock(const Block& block) {

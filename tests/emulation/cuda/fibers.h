@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <new>
+#include <vector>
 
 #if !defined(__x86_64__)
 #error "the emulation switches stacks in x86-64 assembly"
@@ -15,7 +16,6 @@
 extern "C" {
 void* __tsan_get_current_fiber();
 void* __tsan_create_fiber(unsigned);
-void __tsan_destroy_fiber(void*);
 void __tsan_switch_to_fiber(void*, unsigned);
 void __tsan_acquire(void*);
 void __tsan_release(void*);
@@ -107,7 +107,8 @@ struct Context {
   void* fake_stack = nullptr;  // of AddressSanitizer
   void* tsan = nullptr;
 
-  void start_on(char* memory, void (*function)()) {
+  // `index` of the thread in its block: ThreadSanitizer's fibers are costly, and used again by later blocks.
+  void start_on(char* memory, void (*function)(), [[maybe_unused]] unsigned index) {
     stack = memory;
     stack_bytes = kStackBytes;
     fake_stack = nullptr;
@@ -115,12 +116,9 @@ struct Context {
     *--top = reinterpret_cast<void*>(function);
     stack_pointer = top - 6;  // what emulation_switch_stack pops
 #if defined(__SANITIZE_THREAD__)
-    tsan = __tsan_create_fiber(0);
-#endif
-  }
-  void destroy() const {
-#if defined(__SANITIZE_THREAD__)
-    __tsan_destroy_fiber(tsan);
+    static std::vector<void*> fibers;
+    while (fibers.size() <= index) fibers.push_back(__tsan_create_fiber(0));
+    tsan = fibers[index];
 #endif
   }
   void is_running() {

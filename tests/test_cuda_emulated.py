@@ -1,0 +1,79 @@
+"""The sources of the CUDA kernels executed on the host, through the whole engine, over the shared grid of cases."""
+
+import pytest
+import torch
+
+from tests.cases import BY_NAME, CASES
+from tests.emulation.cuda.backends import emulated, installed
+from tests.evaluate import assert_matches, evaluate
+from uniclip_kernels import domain_similarity
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=repr)
+def test_mp_nce_on_the_grid(case, dtype):
+    with installed(emulated()):
+        assert_matches(evaluate(case, "cuda", dtype), case, dtype)
+
+
+@pytest.mark.parametrize("thread_order", [1, 2, 3])
+@pytest.mark.parametrize("name", ["larger", "mask-some-of-five", "none"])
+def test_the_order_of_threads_changes_no_bit(name, thread_order):
+    case = BY_NAME[name]
+    with installed(emulated()):
+        first = evaluate(case, "cuda", torch.bfloat16)
+    with installed(emulated(thread_order)):
+        second = evaluate(case, "cuda", torch.bfloat16)
+    assert first.loss.tobytes() == second.loss.tobytes()
+    assert first.grad_embeddings.tobytes() == second.grad_embeddings.tobytes()
+    assert first.grad_temperature.tobytes() == second.grad_temperature.tobytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["larger", "mask-some-of-five", "five-domains-two-empty", "rows-200-one-domain"])
+def test_rectangles_off_the_diagonal(name, dtype):
+    one_tile = 128 * 128 * torch.finfo(dtype).bits // 8
+    with installed(emulated(workspace_bytes=one_tile)):
+        assert_matches(evaluate(BY_NAME[name], "cuda", dtype), BY_NAME[name], dtype)
+
+
+@pytest.fixture
+def tf32_allowed():
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    yield
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+def test_tf32_where_pytorch_allows_it(tf32_allowed):
+    case = BY_NAME["rows-129"]
+    with installed(emulated()):
+        rounded = evaluate(case, "cuda", torch.float32)
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    with installed(emulated()):
+        exact = evaluate(case, "cuda", torch.float32)
+    error = abs(rounded.loss - exact.loss)
+    assert 1e-7 < error < 1e-3, "TF32 has 10 bits: some difference, and no large one"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("mx", "my", "d"), [(1, 1, 1), (128, 129, 40), (150, 37, 70)])
+def test_domain_similarity(mx, my, d, dtype):
+    x, y = torch.randn(mx, d).to(dtype), torch.randn(my, d).to(dtype)
+    ids = torch.randint(3, (mx,)), torch.randint(3, (my,))
+    tables = 0.1 + torch.rand(3, 3), 0.2 * torch.rand(3, 3)
+    upstream = torch.randn(mx, my)
+
+    def differentiate(backend, to):
+        leaves = [t.detach().to(to or t.dtype).requires_grad_() for t in (x, y, *tables)]
+        s = domain_similarity(*leaves[:2], *ids, temperature=leaves[2], offset=leaves[3], backend=backend)
+        return s, *torch.autograd.grad(s, leaves, upstream.to(s.dtype))
+
+    expected = differentiate("reference", torch.float64)
+    with installed(emulated()):
+        got = differentiate("cuda", None)
+    for value, true in zip(got, expected, strict=True):
+        error = (value.double() - true).abs().max() / true.abs().max().clamp(min=1)
+        assert error <= 8 * torch.finfo(dtype).eps, f"error {error:.3g}"

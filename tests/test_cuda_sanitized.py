@@ -1,0 +1,44 @@
+"""The CUDA kernels on the host under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, and planted faults."""
+
+import os
+import subprocess
+
+import pytest
+
+from tests.emulation.cuda import build
+
+ADDRESSES, THREADS = "address,undefined", "thread"
+STORE_BEYOND = ("similarity_lse.cu", "row_out[thread] = kNothing;", "row_out[thread + 1] = kNothing;")
+NO_BARRIER = (
+    "tile.cuh",
+    "ptx::cp_async_wait<kStages - 2>();\n    __syncthreads();",
+    "ptx::cp_async_wait<kStages - 2>();",
+)
+WRONG_FRAGMENT = ("tile.cuh", "in_stage(row, k * 2 + place.lane / 8 % 2)", "in_stage(row, k * 2 + place.lane / 16)")
+
+
+def run(*args, **options) -> subprocess.CompletedProcess:
+    environment = os.environ | {"UBSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0"}
+    program = build.driver(*args, **options)
+    return subprocess.run([program], capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.parametrize("sanitizer", [None, ADDRESSES, THREADS])
+def test_every_kernel(sanitizer):
+    done = run(sanitizer)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0 wrong\n", "")
+
+
+@pytest.mark.parametrize(
+    ("sanitizer", "fault", "message"),
+    [
+        ("address", STORE_BEYOND, "heap-buffer-overflow"),
+        (THREADS, NO_BARRIER, "data race"),
+        (None, WRONG_FRAGMENT, "WRONG"),
+    ],
+    ids=["store out of bounds", "missing barrier", "wrong fragment"],
+)
+def test_a_planted_fault_is_caught(sanitizer, fault, message):
+    done = run(sanitizer, fault)
+    assert done.returncode != 0
+    assert message in done.stdout + done.stderr
