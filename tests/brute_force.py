@@ -7,9 +7,10 @@ It shares nothing with the package. With a_ip = q_i w[d_i,d_p] σ(ν_i - s_ip) /
     H_ij = -(a_ij + a_ji)                              if j is a positive of i
     ∂L/∂ẑ_i = Σ_j H_ij ẑ_j / τ        ∂L/∂b[D] = -Σ_{i<j in D} H_ij / τ        ∂L/∂τ[D] = -Σ_{i<j in D} H_ij s_ij / τ
 
-Beside each value stand two measures of the error that rounding must be expected to cause, also where terms cancel: `scale`, the
-sum of the magnitudes of the terms that the value is made of, and `sensitivity`, the same with each term times the magnitude of
-its exponents s and ν, for a relative error of s makes a relative error of e^s that is larger by so much.
+Beside each value stand three measures of the error that rounding must be expected to cause, also where terms cancel:
+`scale`, the sum of the magnitudes of the terms that the value is made of; `sensitivity`, the same with each term times the
+magnitude of its exponents s and ν, for a relative error of s makes one of e^s that is larger by so much; and `underflow`, the
+same with every power of e, or function of it, replaced by 1: times the smallest normal number, what is lost below that.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class Value(NamedTuple):
     value: np.ndarray
     scale: np.ndarray  # of the same shape, or broadcasting to it
     sensitivity: np.ndarray  # likewise
+    underflow: np.ndarray  # likewise
 
 
 class Answer(NamedTuple):
@@ -61,7 +63,7 @@ def mp_nce(
     nu = [_logsumexp([s[i][n] for n in negatives[i]]) for i in range(m)]
     anchors = [i for i in range(m) if positives[i]]
 
-    loss, loss_scale, loss_sensitivity = np.zeros((3, m))
+    loss, loss_scale, loss_sensitivity, loss_underflow = np.zeros((4, m))
     a = [{} for _ in range(m)]  # a[i][p], without q_i
     for i in anchors:
         for p in positives[i]:
@@ -71,8 +73,9 @@ def mp_nce(
             loss[i] += share * _softplus(x)
             loss_scale[i] += abs(share) * _softplus(x)
             loss_sensitivity[i] += abs(a[i][p]) * _exponent(s[i][p], nu[i])
+            loss_underflow[i] += abs(share)
     q = _anchor_weights(reduction, upstream, m, len(anchors))
-    losses = Value(loss, loss_scale, loss_sensitivity)
+    losses = Value(loss, loss_scale, loss_sensitivity, loss_underflow)
     if reduction != "none":
         losses = Value(*(v.sum() / (max(len(anchors), 1) if reduction == "mean" else 1) for v in losses))
 
@@ -84,20 +87,23 @@ def mp_nce(
         for p in positives[i]:
             h[i, p] = -(q[i] * a[i][p] + q[p] * a[p][i])
 
-    h_tau = h / temperature[pair]
+    reach = np.abs(q) * loss_underflow
+    h_tau, most = h / temperature[pair], np.add.outer(reach, reach) * np.reshape(comparable, (m, m)) / temperature[pair]
     exponent = np.array([[_exponent(s[i][j], nu[i], nu[j]) for j in range(m)] for i in range(m)]).reshape(m, m)
     length = np.linalg.norm(unit, axis=1, keepdims=True)
     rows = Value(
         _through_norm(h_tau @ unit, unit, norm, normalize),
         np.abs(h_tau) @ length / norm,
         (np.abs(h_tau) * exponent) @ length / norm,
+        most @ length / norm,
     )
 
-    def table(terms: np.ndarray) -> Value:
-        addends = (np.triu(t, 1) for t in (terms, np.abs(terms), np.abs(terms) * exponent))  # unordered pairs once
-        return Value(*(_sum_by_pair(t, pair, len(temperature)) for t in addends))
+    def table(factor: np.ndarray | float) -> Value:
+        terms = -h_tau * factor
+        addends = terms, np.abs(terms), np.abs(terms) * exponent, most * np.abs(factor)
+        return Value(*(_sum_by_pair(np.triu(t, 1), pair, len(temperature)) for t in addends))  # unordered pairs once
 
-    return Answer(losses, rows, table(-h_tau * similarities), table(-h_tau))
+    return Answer(losses, rows, table(similarities), table(1.0))
 
 
 class Similarity(NamedTuple):
@@ -128,7 +134,7 @@ def domain_similarity(
     g_tau = upstream / temperature[pair]
 
     def exactly(value: np.ndarray, scale: np.ndarray) -> Value:
-        return Value(value, scale, np.zeros_like(scale))
+        return Value(value, scale, np.zeros_like(scale), np.zeros_like(scale))
 
     def rows(g_tau: np.ndarray, other: np.ndarray, unit: np.ndarray, norm: np.ndarray) -> Value:
         scale = np.abs(g_tau) @ np.linalg.norm(other, axis=1, keepdims=True) / norm

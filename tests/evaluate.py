@@ -3,8 +3,11 @@
     result = evaluate(case, backend="cpu", dtype=torch.bfloat16)
     assert_matches(result, case, torch.bfloat16)
 
-The error budget: twice the error of the same formula in plain PyTorch with rows of the same dtype, plus a few units in the
-last place, both in units of the oracle's `scale` (the magnitude of the terms that a value is the sum of).
+The error budget is the sum of: twice the error of the same formula in plain PyTorch with rows of the same dtype, and two
+units in the last place of that dtype, both in units of the oracle's `scale` (the magnitude of the terms of a value); and two
+units in the last place of the accumulator for exponents (the oracle's `sensitivity`), and its smallest normal number for powers
+(`underflow`). ``run_case`` of tests/emulation makes
+a Case from a file and calls ``evaluate``.
 """
 
 from __future__ import annotations
@@ -152,9 +155,9 @@ def assert_close(
     name: str, got: np.ndarray, expected: brute_force.Value, rival: np.ndarray, dtype: torch.dtype, out: torch.dtype
 ) -> None:
     """``rival`` is plain PyTorch's value; ``dtype`` that of the rows, ``out`` that of the values."""
-    value, scale, sensitivity = (np.broadcast_to(x, expected.value.shape) for x in expected)
+    value, scale, sensitivity, underflow = (np.broadcast_to(x, expected.value.shape) for x in expected)
     if got.ndim == 0 and value.ndim == 2:  # a scalar temperature or offset stands for the whole table
-        value, scale, sensitivity = value.sum(), scale.sum(), sensitivity.sum()
+        value, scale, sensitivity, underflow = (x.sum() for x in (value, scale, sensitivity, underflow))
     assert got.shape == value.shape, f"{name}: shape {got.shape}, expected {value.shape}"
     limits = torch.finfo(out)
     step = limits.smallest_normal * limits.eps  # of the subnormal numbers
@@ -163,7 +166,8 @@ def assert_close(
     rival_error = np.maximum(np.abs(rival - value) - step, 0)
     relative = np.divide(rival_error, scale, out=np.zeros_like(value), where=np.isfinite(rival_error) & (scale > 0))
     allowed = (PLAIN_FACTOR * relative.max(initial=0) + ULPS * torch.finfo(dtype).eps) * scale
-    allowed = allowed + ULPS * torch.finfo(accumulator(dtype)).eps * sensitivity + step
+    sums = torch.finfo(accumulator(dtype))
+    allowed = allowed + ULPS * sums.eps * sensitivity + sums.smallest_normal * underflow + step
     error = np.abs(got - value)
     if (error <= allowed).all():  # False for NaN
         return

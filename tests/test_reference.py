@@ -2,12 +2,41 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from tests import brute_force
 from tests.cases import CASES
 from tests.evaluate import assert_matches, evaluate
 from uniclip_kernels import reference
+
+
+@pytest.mark.parametrize(("reduction", "normalize"), [("mean", True), ("sum", False), ("none", True)])
+def test_gradients_of_the_oracle_by_differences(reduction, normalize):
+    rng = np.random.default_rng(0)
+    z, ids, domains = rng.normal(size=(9, 3)), [0, 0, 1, 1, 0, -1, 2, 1, 3], [0, 1, 0, 1, 1, 0, 0, 0, 1]
+    weight, mask = rng.uniform(-1, 2, (2, 2)), np.array([[True, True], [True, False]])
+    inputs = {
+        "grad_embeddings": z,
+        "grad_temperature": rng.uniform(0.3, 1, (2, 2)),
+        "grad_offset": rng.normal(size=(2, 2)),
+    }
+    upstream = rng.normal(size=9) if reduction == "none" else -1.7
+
+    def answer() -> brute_force.Answer:
+        z, tau, b = inputs.values()
+        return brute_force.mp_nce(z, ids, domains, tau, b, weight, mask, reduction, normalize, upstream)
+
+    exact, step = answer(), 1e-5
+    for name, x in inputs.items():
+        differences = np.zeros_like(x)
+        for index in np.ndindex(x.shape):
+            for sign in (1, -1):
+                x[index] += sign * step
+                differences[index] += sign * (upstream * answer().loss.value).sum() / (2 * step)
+                x[index] -= sign * step
+        np.testing.assert_allclose(getattr(exact, name).value, differences, rtol=1e-7, atol=1e-8)
 
 
 @pytest.mark.parametrize("case", CASES, ids=repr)
