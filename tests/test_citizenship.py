@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.cases import BY_NAME
+from tests.evaluate import assert_matches, evaluate
 from uniclip_kernels import MPNCELoss, domain_similarity, mp_nce
 
 OPS = torch.ops.uniclip_kernels
@@ -125,16 +127,24 @@ def test_compiles_with_numbers_and_the_similarity():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_autocast_changes_nothing(dtype):
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_autocast_changes_nothing(dtype, backend):
     z, ids, domains = rows(dtype=dtype)
-    expected = mp_nce(z, ids, domains, backend="cpu")
-    (expected_grad,) = torch.autograd.grad(expected, z)
+
+    def loss():
+        return mp_nce(z, ids, domains, backend=backend) + domain_similarity(z, backend=backend).square().mean()
+
+    expected = loss()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = mp_nce(z, ids, domains, backend="cpu")
-        (grad,) = torch.autograd.grad(loss, z)
-    assert loss.dtype == torch.float32
-    assert torch.equal(loss, expected)
-    assert torch.equal(grad, expected_grad)
+        under_autocast = loss()
+    assert under_autocast.dtype == torch.float32
+    assert torch.equal(under_autocast, expected)
+    # The backward pass belongs outside: within, PyTorch would lower the precision of the reference's own products.
+    assert torch.equal(*(torch.autograd.grad(value, z)[0] for value in (under_autocast, expected)))
+    if backend == "cpu":
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            (within,) = torch.autograd.grad(loss(), z)
+        assert torch.equal(within, torch.autograd.grad(loss(), z)[0])
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
@@ -192,19 +202,29 @@ def test_same_input_same_bits(dtype, threads):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_deterministic_mode_and_poisoned_memory_change_nothing():
-    z, ids, domains = rows(90, 33)
-    expected = mp_nce(z, ids, domains, backend="cpu")
-    (expected_grad,) = torch.autograd.grad(expected, z)
-    torch.use_deterministic_algorithms(True)  # fills what torch.empty gives with NaN
-    try:
-        assert torch.utils.deterministic.fill_uninitialized_memory
-        loss = mp_nce(z, ids, domains, backend="cpu")
-        (grad,) = torch.autograd.grad(loss, z)
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert torch.equal(loss, expected)
-    assert torch.equal(grad, expected_grad)
+@pytest.fixture
+def poisoned():
+    """Deterministic mode fills with NaN whatever torch.empty gives."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("name", ["rows-65", "empty", "padding", "mask-some-of-five", "larger", "none", "columns-513"])
+def test_deterministic_mode_and_poisoned_memory(name, dtype, poisoned):
+    case = BY_NAME[name]
+    assert_matches(evaluate(case, "cpu", dtype), case, dtype)
+
+
+def test_the_similarity_in_poisoned_memory(poisoned):
+    x, y = torch.randn(65, 33, requires_grad=True), torch.randn(128, 33, requires_grad=True)
+    results = []
+    for backend in ("cpu", "reference"):
+        s = domain_similarity(x, y, backend=backend)
+        results.append([s, *torch.autograd.grad(s.square().sum(), (x, y))])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -216,3 +236,6 @@ def test_non_finite_rows_show_in_the_loss(bad, dtype):
     loss = mp_nce(z, ids, domains, backend="cpu")
     loss.backward()
     assert not loss.isfinite()
+    s = domain_similarity(z, normalize=False, backend="cpu")
+    s.sum().backward()
+    assert not s[3].isfinite().any()

@@ -1,4 +1,4 @@
-"""Rung 1: values and gradients of the CPU backend, and of the reference in each dtype, over the shared grid."""
+"""Rung 1: values and gradients of the CPU backend, and of the reference in each dtype, over the shared grid. Rung 7 on a GPU."""
 
 import pytest
 import torch
@@ -6,8 +6,10 @@ import torch
 from tests.cases import CASES
 from tests.evaluate import assert_matches, evaluate
 from uniclip_kernels import mp_nce
+from uniclip_kernels._backend import find
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+LOW = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (*LOW, torch.float64)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -16,10 +18,27 @@ def test_cpu_on_the_grid(case, dtype):
     assert_matches(evaluate(case, "cpu", dtype), case, dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", LOW, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=repr)
 def test_reference_in_low_precision(case, dtype):
     assert_matches(evaluate(case, "reference", dtype), case, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", [case for case in CASES if len(case.embeddings) > 64], ids=repr)
+def test_cpu_in_small_rectangles(case, dtype, monkeypatch):
+    monkeypatch.setattr(find("cpu"), "workspace_bytes", 64 * 64 * dtype.itemsize)
+    assert_matches(evaluate(case, "cpu", dtype), case, dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA or ROCm device")
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+def test_gpu_on_the_grid(backend, dtype, subtests):
+    for case in CASES:
+        with subtests.test(case.name):
+            assert_matches(evaluate(case, backend, dtype, "cuda"), case, dtype)
 
 
 def test_the_cpu_backend_is_the_default_on_the_cpu():
