@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .tiles import LN2, LOG2E, NOTHING, domain_pair, dot_tile, holds_only_negatives, negatives, tile_of_program
+from .tiles import LN2, LOG2E, NOTHING, domain_pair, dot_tile, halves, holds_only_negatives, negatives, tile_of_program
 
 
 @triton.jit
@@ -46,18 +46,18 @@ def similarity_grad_kernel(
     col_tile = first_col_tile + jt
     lane = tl.arange(0, BLOCK)
     stride = col_tiles.to(tl.int64) * BLOCK
-    inner = lane[:, None] * stride + lane[None, :]
-    here = h + it * (stride * BLOCK) + jt * BLOCK + inner
-    mirrored = h + jt * (stride * BLOCK) + it * BLOCK + inner
+    here = h + it * (stride * BLOCK) + jt * BLOCK
+    mirrored = h + jt * (stride * BLOCK) + it * BLOCK
     part = parts + it.to(tl.int64) * col_tiles + jt
     second_part = part + row_tiles.to(tl.int64) * col_tiles
 
     a, b, live = domain_pair(tiles, row_tile, col_tile, domain_mask, K)
     if not live:
         nothing = tl.zeros((BLOCK, BLOCK), h.dtype.element_ty)
-        tl.store(here, nothing)
+        inner = lane[:, None] * stride + lane[None, :]
+        tl.store(here + inner, nothing)
         if DIAGONAL:
-            tl.store(mirrored, nothing)
+            tl.store(mirrored + inner, nothing)
         tl.store(part, 0.0)
         tl.store(second_part, 0.0)
         return
@@ -67,20 +67,32 @@ def similarity_grad_kernel(
     dots = dot_tile(rows + i * D, rows + j * D, D, BLOCK, BLOCK_D, PRECISION)
     tau = tl.load(temperature + a * K + b)
     scale = LOG2E / tau
-    x = dots * scale - tl.load(offset + a * K + b) * scale
-    if not holds_only_negatives(tiles, row_tile, col_tile, BLOCK):
-        x = tl.where(negatives(tl.load(ids + i + lane), tl.load(ids + j + lane)), x, NOTHING)
-    row_lse = _finite(tl.load(lse + i + lane)) * LOG2E
-    col_lse = _finite(tl.load(lse + j + lane)) * LOG2E
-    grad = tl.exp2(x - row_lse[:, None]) * tl.load(coefficient + i + lane)[:, None]
-    grad += tl.exp2(x - col_lse[None, :]) * tl.load(coefficient + j + lane)[None, :]
+    shift = tl.load(offset + a * K + b) * scale
+    row = i + lane
+    only_negatives = holds_only_negatives(tiles, row_tile, col_tile, BLOCK)
+    left, right = halves(dots, BLOCK)
+    half = tl.arange(0, BLOCK // 2)
+    sum_h = 0.0
+    sum_hx = 0.0
+    for side in tl.static_range(2):
+        col = j + side * (BLOCK // 2) + half
+        x = (right if side else left) * scale - shift
+        if not only_negatives:
+            x = tl.where(negatives(tl.load(ids + row), tl.load(ids + col)), x, NOTHING)
+        row_lse = _finite(tl.load(lse + row)) * LOG2E
+        col_lse = _finite(tl.load(lse + col)) * LOG2E
+        grad = tl.exp2(x - row_lse[:, None]) * tl.load(coefficient + row)[:, None]
+        grad += tl.exp2(x - col_lse[None, :]) * tl.load(coefficient + col)[None, :]
+        sum_h += tl.sum(grad)
+        sum_hx += tl.sum(grad * x)
+        out = (grad * (1.0 / tau)).to(h.dtype.element_ty)
+        tl.store(here + (lane[:, None] * stride + (side * (BLOCK // 2) + half)[None, :]), out)
+        if DIAGONAL:
+            turned = mirrored + ((side * (BLOCK // 2) + half)[:, None] * stride + lane[None, :])
+            tl.store(turned, tl.trans(out), mask=it != jt)
 
     once = 1.0
     if DIAGONAL:
         once = tl.where(it == jt, 0.5, 1.0)  # a tile on the diagonal holds every pair twice
-    tl.store(part, tl.sum(grad) * once)
-    tl.store(second_part, tl.sum(grad * x) * (once * LN2))
-    out = (grad * (1.0 / tau)).to(h.dtype.element_ty)
-    tl.store(here, out)
-    if DIAGONAL and it != jt:
-        tl.store(mirrored, tl.trans(out))
+    tl.store(part, sum_h * once)
+    tl.store(second_part, sum_hx * (once * LN2))

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .tiles import LN2, LOG2E, domain_pair, dot_tile, holds_only_negatives, negatives, tile_of_program
+from .tiles import LN2, LOG2E, domain_pair, dot_tile, halves, holds_only_negatives, negatives, tile_of_program
 
 
 @triton.jit
@@ -12,6 +12,14 @@ def log2_sum_exp2(x, axis: tl.constexpr):
     top = tl.max(x, axis)
     pivot = tl.where(top == -float("inf"), 0.0, top)
     return pivot + tl.log2(tl.sum(tl.exp2(x - tl.expand_dims(pivot, axis)), axis))
+
+
+@triton.jit
+def log2_add_exp2(x, y):
+    """log2 (2^x + 2^y), elementwise."""
+    top = tl.maximum(x, y)
+    pivot = tl.where(top == -float("inf"), 0.0, top)
+    return pivot + tl.log2(tl.exp2(x - pivot) + tl.exp2(y - pivot))
 
 
 @triton.jit(do_not_specialize=["first_row_tile", "first_col_tile", "row_tiles", "col_tiles", "K"])
@@ -46,26 +54,34 @@ def similarity_lse_kernel(
     row_tile = first_row_tile + it
     col_tile = first_col_tile + jt
     lane = tl.arange(0, BLOCK)
-    row_out = by_row + (jt.to(tl.int64) * row_tiles + it) * BLOCK + lane
-    col_out = by_col + (it.to(tl.int64) * col_tiles + jt) * BLOCK + lane
+    row_out = by_row + (jt.to(tl.int64) * row_tiles + it) * BLOCK
+    col_out = by_col + (it.to(tl.int64) * col_tiles + jt) * BLOCK
 
     a, b, live = domain_pair(tiles, row_tile, col_tile, domain_mask, K)
     if not live:
         nothing = tl.full((BLOCK,), -float("inf"), tl.float32)
-        tl.store(row_out, nothing)
-        tl.store(col_out, nothing)
+        tl.store(row_out + lane, nothing)
+        tl.store(col_out + lane, nothing)
         return
 
     i = row_tile.to(tl.int64) * BLOCK
     j = col_tile.to(tl.int64) * BLOCK
     dots = dot_tile(rows + i * D, rows + j * D, D, BLOCK, BLOCK_D, PRECISION)
     scale = LOG2E / tl.load(temperature + a * K + b)
-    x = dots * scale - tl.load(offset + a * K + b) * scale
-    if not holds_only_negatives(tiles, row_tile, col_tile, BLOCK):
-        x = tl.where(negatives(tl.load(ids + i + lane), tl.load(ids + j + lane)), x, -float("inf"))
-    tl.store(row_out, log2_sum_exp2(x, 1))
-    if not (DIAGONAL and it == jt):
-        tl.store(col_out, log2_sum_exp2(x, 0))
+    shift = tl.load(offset + a * K + b) * scale
+    only_negatives = holds_only_negatives(tiles, row_tile, col_tile, BLOCK)
+    left, right = halves(dots, BLOCK)
+    half = tl.arange(0, BLOCK // 2)
+    of_rows = tl.full((BLOCK,), -float("inf"), tl.float32)
+    for side in tl.static_range(2):
+        x = (right if side else left) * scale - shift
+        if not only_negatives:
+            col = j + side * (BLOCK // 2) + half
+            x = tl.where(negatives(tl.load(ids + i + lane), tl.load(ids + col)), x, -float("inf"))
+        of_rows = log2_add_exp2(of_rows, log2_sum_exp2(x, 1))
+        if not (DIAGONAL and it == jt):
+            tl.store(col_out + side * (BLOCK // 2) + half, log2_sum_exp2(x, 0))
+    tl.store(row_out + lane, of_rows)
 
 
 @triton.jit(do_not_specialize=["slots", "count"])
@@ -77,7 +93,5 @@ def merge_lse_kernel(lse, parts, slots, count, SLOTS: tl.constexpr, PARTS: tl.co
         part = start + tl.arange(0, PARTS)
         at = parts + part.to(tl.int64)[:, None] * slots + slot[None, :]
         more = log2_sum_exp2(tl.load(at, mask=(part < count)[:, None], other=-float("inf")), 0)
-        top = tl.maximum(total, more)
-        pivot = tl.where(top == -float("inf"), 0.0, top)
-        total = pivot + tl.log2(tl.exp2(total - pivot) + tl.exp2(more - pivot))
+        total = log2_add_exp2(total, more)
     tl.store(lse + slot, total * LN2)

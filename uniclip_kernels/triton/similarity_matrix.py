@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .tiles import dot_tile
+from .tiles import dot_tile, halves
 
 
 @triton.jit(do_not_specialize=["x_rows", "y_rows", "K"])
@@ -29,13 +29,15 @@ def similarity_matrix_kernel(
     dots = dot_tile(x + i * D, y + j * D, D, BLOCK, BLOCK_D, PRECISION)
     lane = tl.arange(0, BLOCK)
     in_x = i + lane < x_rows
-    in_y = j + lane < y_rows
     a = tl.load(x_domains + i + lane, mask=in_x, other=0)
-    b = tl.load(y_domains + j + lane, mask=in_y, other=0)
-    pair = a[:, None] * K + b[None, :]
-    values = (dots - tl.load(offset + pair)) / tl.load(temperature + pair)
-    out = s + i * y_rows + j + (lane[:, None] * y_rows + lane[None, :])
-    tl.store(out, values, mask=in_x[:, None] & in_y[None, :])
+    left, right = halves(dots, BLOCK)
+    for side in tl.static_range(2):
+        col = side * (BLOCK // 2) + tl.arange(0, BLOCK // 2)
+        in_y = j + col < y_rows
+        pair = a[:, None] * K + tl.load(y_domains + j + col, mask=in_y, other=0)[None, :]
+        values = ((right if side else left) - tl.load(offset + pair)) / tl.load(temperature + pair)
+        out = s + i * y_rows + j + (lane[:, None] * y_rows + col[None, :])
+        tl.store(out, values, mask=in_x[:, None] & in_y[None, :])
 
 
 @triton.jit(do_not_specialize=["x_rows", "y_rows", "stride", "K"])

@@ -6,7 +6,7 @@ import triton.language as tl
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
-# Stands for -inf in place of similarities that are no negatives: far below every similarity, yet 0 times it is 0.
+# Put in place of similarities that are no negatives: far below them all, yet 0 times it is 0.
 NOTHING = tl.constexpr(-1e30)
 
 # Tiles that run at the same time should share operands in L2: programs go through this many rows of tiles together.
@@ -78,6 +78,12 @@ def dot_tile(x, y, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, 
         x_tile += BLOCK_D
         y_tile += BLOCK_D
     return dots
+
+
+@triton.jit
+def halves(tile, BLOCK: tl.constexpr):
+    """Left and right columns of a tile: dealt with one after the other, they need fewer registers at a time."""
+    return tl.split(tl.permute(tl.reshape(tile, (BLOCK, 2, BLOCK // 2)), (0, 2, 1)))
 
 
 @triton.jit(do_not_specialize=["first_row_tile", "first_col_tile", "rows", "cols", "K"])

@@ -8,6 +8,8 @@ import os
 import torch
 import triton
 
+from .similarity_matrix import similarity_matrix_kernel
+
 
 @functools.cache
 def architecture(device: torch.device) -> str:
@@ -19,11 +21,23 @@ def architecture(device: torch.device) -> str:
 
 
 def configurations(kernel: triton.JITFunction, arch: str, dtype: torch.dtype) -> list[dict[str, int]]:
-    """Configurations to choose from, the one to take without measurements first."""
-    half_depth = 1 if dtype == torch.float32 else 2  # as many bytes of a row at a time in each dtype
-    shallow = {"BLOCK_D": 16 * half_depth, "num_warps": 8, "num_stages": 4}
-    deep = {"BLOCK_D": 32 * half_depth, "num_warps": 8, "num_stages": 3}
-    return [shallow, deep]
+    """Configurations of the kernels over tiles, the one to take without measurements first.
+
+    Eight warps have 64 sums in registers each. With 16-bit rows the rest fits beside them in 128 registers, so that two
+    programs share a multiprocessor and one multiplies while the other takes exponentials; float32 needs more, and so do
+    the table entries that ``similarity_matrix_kernel`` has for each element.
+    """
+    if dtype == torch.float32:
+        return [_configuration(16, 4), _configuration(16, 3)]
+    alone = kernel is similarity_matrix_kernel or arch.startswith("gfx")
+    two_programs = {} if alone else {"maxnreg": 128}
+    deep, shallow = _configuration(64, 3, **two_programs), _configuration(64, 2, **two_programs)
+    small_memory = arch.startswith(("12", "gfx"))  # two programs have to share 100 KB or less
+    return [shallow, deep] if small_memory else [deep, shallow]
+
+
+def _configuration(block_d: int, num_stages: int, **options: int) -> dict[str, int]:
+    return {"BLOCK_D": block_d, "num_warps": 8, "num_stages": num_stages, **options}
 
 
 def precision(arch: str, dtype: torch.dtype) -> str:
@@ -43,8 +57,5 @@ def autotune_enabled() -> bool:
 @functools.cache
 def tuned(kernel: triton.JITFunction, arch: str, dtype: torch.dtype) -> triton.runtime.Autotuner:
     """The kernel with a choice of configurations, measured once for each D; the outcome is kept on disk."""
-    configs = [
-        triton.Config({"BLOCK_D": c["BLOCK_D"]}, num_warps=c["num_warps"], num_stages=c["num_stages"])
-        for c in configurations(kernel, arch, dtype)
-    ]
+    configs = [triton.Config({"BLOCK_D": c.pop("BLOCK_D")}, **c) for c in configurations(kernel, arch, dtype)]
     return triton.autotune(configs, key=["D"], cache_results=True)(kernel)
