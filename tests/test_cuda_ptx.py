@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from tests.cases import BY_NAME
-from tests.emulation.cuda import build
 from tests.emulation.cuda.backends import emulated, executed_ptx, installed
 from tests.evaluate import assert_matches, evaluate
 from uniclip_kernels import domain_similarity
@@ -20,10 +19,6 @@ NAMES = (
     "few-samples",
     "none",
     "unaligned",
-)
-
-pytestmark = pytest.mark.skipif(
-    build.nvidia_tool("nvcc") is None, reason="no nvcc: neither a CUDA toolkit nor the nvidia-cuda-nvcc package"
 )
 
 

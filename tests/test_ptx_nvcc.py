@@ -1,15 +1,12 @@
 """CUDA C++ kernels whose PTX, as nvcc emits it for two architectures, the executor runs: against PyTorch in float64."""
 
-import os
 import subprocess
-import sysconfig
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.cpp_extension import CUDA_HOME
 
+from tests.emulation.cuda import toolkit
 from tests.emulation.ptx import PTXError, run
 
 SOURCE = r"""
@@ -69,21 +66,17 @@ extern "C" __global__ void __launch_bounds__(32) product(const bf16* a, const bf
 """
 
 
-def nvcc() -> Path | None:
-    """The compiler, from CUDA_HOME and the like or from NVIDIA's pip packages."""
-    homes = [CUDA_HOME, Path(sysconfig.get_path("purelib")) / "nvidia" / "cu13"]
-    candidates = [Path(home) / "bin" / "nvcc" for home in homes if home]
-    return next((path for path in candidates if os.access(path, os.X_OK)), None)
-
-
-pytestmark = pytest.mark.skipif(
-    nvcc() is None, reason="no nvcc: neither a CUDA toolkit nor the nvidia-cuda-nvcc package"
-)
-
-
 @cache
 def compile_ptx(architecture: int, synchronise: str = "__syncthreads()") -> str:
-    command = [nvcc(), "-std=c++17", "-O3", "-lineinfo", "-ptx", f"-arch=sm_{architecture}", f"-DSYNC={synchronise}"]
+    command = [
+        toolkit.nvcc(),
+        "-std=c++17",
+        "-O3",
+        "-lineinfo",
+        "-ptx",
+        f"-arch=sm_{architecture}",
+        f"-DSYNC={synchronise}",
+    ]
     command += ["-x", "cu", "-o", "-", "-"]
     return subprocess.run(command, input=SOURCE, text=True, check=True, stdout=subprocess.PIPE).stdout
 

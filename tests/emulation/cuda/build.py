@@ -11,28 +11,20 @@ import hashlib
 import os
 import shutil
 import subprocess
-import sysconfig
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from torch.utils.cpp_extension import CUDA_HOME
+
+from . import toolkit
 
 EMULATION = Path(__file__).resolve().parent
 ROOT = EMULATION.parents[2]
 KERNELS = ROOT / "csrc" / "cuda"
 CACHE = ROOT / "build" / "cuda-emulation"
 TORCH = Path(torch.__file__).parent
-_HOMES = [Path(sysconfig.get_path("purelib")) / "nvidia" / f"cu{(torch.version.cuda or '').split('.')[0]}"]
-_HOMES += [Path(CUDA_HOME)] if CUDA_HOME else []
 LIBRARY = "uniclip_emulated"
-
-
-def nvidia_tool(name: str) -> str | None:
-    """A program of the CUDA toolkit, from NVIDIA's pip packages, CUDA_HOME or the PATH."""
-    found = (str(home / "bin" / name) for home in _HOMES if os.access(home / "bin" / name, os.X_OK))
-    return next(found, shutil.which(name))
 
 
 def library() -> Path:
@@ -79,7 +71,7 @@ def cubin(source: str, architecture: int) -> Path:
 
 
 def _nvcc(source: Path, flags: Sequence[str], target: Path) -> None:
-    _run([nvidia_tool("nvcc"), *flags, str(source), "-o", str(target)])
+    _run([toolkit.nvcc(), *flags, str(source), "-o", str(target)])
 
 
 def _sources(folder: Path) -> list[Path]:
@@ -88,8 +80,7 @@ def _sources(folder: Path) -> list[Path]:
 
 def _emulated(kernels: Path) -> list[str]:
     """Flags for sources that include launch.cuh."""
-    include = next(h / "include" for h in _HOMES if (h / "include" / "cuda_bf16.h").exists())
-    return ["-std=c++20", "-isystem", str(include), f"-I{kernels}", f"-I{EMULATION}"]
+    return ["-std=c++20", *toolkit.include_flags(), f"-I{kernels}", f"-I{EMULATION}"]
 
 
 def _compile_and_link(jobs: list[tuple[Path, list[str]]], flags: list[str], target: Path, link: list[str]) -> None:
