@@ -1,4 +1,4 @@
-"""Rung 1: values and gradients of the CPU backend, and of the reference in each dtype, over the shared grid. Rung 7 on a GPU."""
+"""Rung 1: values and gradients of the CPU backend, and of the reference in each dtype, over the shared grid."""
 
 import pytest
 import torch
@@ -29,16 +29,6 @@ def test_reference_in_low_precision(case, dtype):
 def test_cpu_in_small_rectangles(case, dtype, monkeypatch):
     monkeypatch.setattr(find("cpu"), "workspace_bytes", 64 * 64 * dtype.itemsize)
     assert_matches(evaluate(case, "cpu", dtype), case, dtype)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA or ROCm device")
-@pytest.mark.parametrize("dtype", LOW, ids=str)
-@pytest.mark.parametrize("backend", ["triton", "cuda"])
-def test_gpu_on_the_grid(backend, dtype, subtests):
-    for case in CASES:
-        with subtests.test(case.name):
-            assert_matches(evaluate(case, backend, dtype, "cuda"), case, dtype)
 
 
 def test_the_cpu_backend_is_the_default_on_the_cpu():
