@@ -31,7 +31,7 @@ ASPECT = (4 / 5, 5 / 4)  # width / height
 JITTER = 0.3  # largest |log| of brightness, contrast and saturation
 HUE = 0.3  # largest turn, radians
 SIGMA = (0.3, 1.0)  # of the blur
-PROBABILITY = {"flip": 0.5, "color": 0.8, "grayscale": 0.1, "blur": 0.2}
+PROBABILITY = {"flip": 0.1, "color": 0.5, "grayscale": 0.05, "blur": 0.1}
 
 
 def identity(count: int, device: torch.device | str = "cpu") -> Tensor:

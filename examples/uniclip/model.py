@@ -91,11 +91,8 @@ class TextEncoder(nn.Module):
     def __init__(self, width: int, hidden: int, embedding: int) -> None:
         super().__init__()
         self.table = nn.EmbeddingBag(BUCKETS, width, mode="mean")
-        # Small, so that features never met in training hardly disturb those that were.
-        nn.init.normal_(self.table.weight, std=0.003)
-        self.layers = nn.Sequential(
-            nn.LayerNorm(width), ResidualMLP(width, hidden), nn.LayerNorm(width), nn.Linear(width, embedding)
-        )
+        nn.init.normal_(self.table.weight, std=0.02)
+        self.layers = nn.Sequential(ResidualMLP(width, hidden), nn.LayerNorm(width), nn.Linear(width, embedding))
 
     def forward(self, ids: Tensor, offsets: Tensor) -> Tensor:
         return self.layers(self.table(ids, offsets))
@@ -104,7 +101,7 @@ class TextEncoder(nn.Module):
 class UniCLIP(nn.Module):
     """One image encoder with a head for each image domain, and one text encoder."""
 
-    image_size = 48
+    image_size = 40
     embedding = 256
 
     def __init__(self, objective: Objective) -> None:

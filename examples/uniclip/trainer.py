@@ -22,7 +22,7 @@ from .text import TextTable
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.05
 WARM_UP = 0.1  # share of all steps
-AVERAGING = 0.95  # share of the running mean of the weights that a step keeps
+AVERAGING = 0.97  # share of the running mean of the weights that a step keeps
 
 
 class Trainer:
