@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 from torch import Tensor
 from tqdm import tqdm
-from uniclip import checkpoint, plots, sources
+from uniclip import checkpoint, files, plots, sources
 from uniclip.metrics import RECALLS, Metrics, peak_memory_bytes
 from uniclip.options import parse, settings
 from uniclip.retrieval import HeldOut, recalls, similarities
@@ -23,6 +23,7 @@ from uniclip.samples import split
 from uniclip.trainer import Trainer
 
 EVALUATE_EVERY = 4  # epochs; after the last one too
+RESULTS = ("checkpoint.pt", "metrics.jsonl", "tensorboard", "curves.png", "retrieval.png")  # in --out
 INTERRUPTED = 130  # exit status, as the shell has it
 
 
@@ -45,17 +46,23 @@ def run(options: argparse.Namespace) -> int:
     samples = sources.load(options.data, options.limit)
     train, test = split(samples, options.seed)
     held_out = HeldOut.of(test)
+    fingerprint = samples.fingerprint()
+    if state and state["data"] != fingerprint:
+        raise checkpoint.CheckpointError(f"--resume: the pictures or texts are not those that {saved} was made with")
     print(f"{len(train)} samples to train on, {len(test)} held out with {len(held_out.captions)} captions")
 
     trainer = Trainer(train, options)
     if state:
         trainer.load_state_dict(state["trainer"])
+    elif saved.exists():
+        earlier = options.out / "earlier"
+        files.set_aside(options.out, RESULTS, earlier)
+        print(f"the run that was in {options.out} is now in {earlier}")
     metrics = Metrics(options.out, state["metrics"] if state else [])
 
     def save() -> None:
-        checkpoint.save(
-            saved, {"settings": settings(options), "trainer": trainer.state_dict(), "metrics": metrics.rows}
-        )
+        parts = {"data": fingerprint, "trainer": trainer.state_dict(), "metrics": metrics.rows}
+        checkpoint.save(saved, settings(options), parts)
 
     with interrupts() as interrupted, progress(trainer) as bar:
         while trainer.step < trainer.steps:

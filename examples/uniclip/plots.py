@@ -15,7 +15,9 @@ from .objective import Objective
 from .retrieval import HeldOut
 
 GRID = {"alpha": 0.3}
-MARGINS = {"left": 0.02, "right": 0.99, "bottom": 0.03, "top": 0.93, "wspace": 0.1, "hspace": 0.45}
+DOTS = {"marker": ".", "markersize": 4}  # without them a single epoch would show nothing
+CURVE_MARGINS = {"left": 0.06, "right": 0.98, "bottom": 0.07, "top": 0.95, "wspace": 0.16, "hspace": 0.28}
+SHEET_MARGINS = {"left": 0.02, "right": 0.99, "bottom": 0.03, "top": 0.93, "wspace": 0.1, "hspace": 0.45}
 QUERIES = (8, 2)  # rows and columns of the retrieval sheet
 NEAREST = 5
 RIGHT, WRONG, INK = "#1a9850", "#cccccc", "#222222"
@@ -23,11 +25,11 @@ RIGHT, WRONG, INK = "#1a9850", "#cccccc", "#222222"
 
 def curves(rows: list[dict], objective: Objective, path: Path) -> None:
     """Loss, recall, temperatures and offsets over the epochs."""
-    figure, axes = _figure(11, 8, 2, 2, gridspec_kw={"hspace": 0.32})
+    figure, axes = _figure(11, 8, 2, 2, gridspec_kw=CURVE_MARGINS)
     epochs = [row["epoch"] for row in rows]
     loss, recall, temperature, offset = axes.flat
 
-    loss.plot(epochs, [row["loss"] for row in rows], color=INK)
+    loss.plot(epochs, [row["loss"] for row in rows], color=INK, **DOTS)
     loss.set_title("training loss")
 
     evaluated = [row for row in rows if row[RECALLS[0]] is not None]
@@ -38,8 +40,8 @@ def curves(rows: list[dict], objective: Objective, path: Path) -> None:
             [100 * row[name] for row in evaluated],
             color="C0" if way == "text_to_image" else "C1",
             linestyle={"1": "-", "5": "--", "10": ":"}[rank],
-            marker=".",
             label=f"{way.replace('_to_', ' → ')} @{rank}",
+            **DOTS,
         )
     recall.set_title("held-out recall, %")
     recall.set_ylim(0, 100)
@@ -48,7 +50,7 @@ def curves(rows: list[dict], objective: Objective, path: Path) -> None:
     for axis, key, title in ((temperature, "temperature", "temperature τ"), (offset, "offset", "offset b")):
         for first, second in objective.pairs:
             label = f"{objective.domains[first]} – {objective.domains[second]}"
-            axis.plot(epochs, [row[key][first][second] for row in rows], label=label)
+            axis.plot(epochs, [row[key][first][second] for row in rows], label=label, **DOTS)
         axis.set_title(title)
         axis.legend(fontsize=8)
     for axis in axes.flat:
@@ -70,7 +72,7 @@ def retrieval(held_out: HeldOut, similarity: Tensor, path: Path) -> None:
     count, nearest = min(rows * columns, texts), min(NEAREST, similarity.shape[1])
     gap = 0.4  # an empty column between the two halves, in widths of a picture
     ratios = ([1] * NEAREST + [gap]) * columns
-    figure, axes = _figure(12, 13, rows, len(ratios), width_ratios=ratios, gridspec_kw=MARGINS)
+    figure, axes = _figure(12, 13, rows, len(ratios), width_ratios=ratios, gridspec_kw=SHEET_MARGINS)
     for axis in axes.flat:
         axis.axis("off")
     for place, text in enumerate(torch.linspace(0, texts - 1, count).long().tolist()):

@@ -1,0 +1,41 @@
+"""The image heads are told the augmentation where the objective says so, and each embedding comes from its own rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from uniclip import augment
+from uniclip.model import UniCLIP
+from uniclip.objective import OBJECTIVES
+from uniclip.text import TextTable
+
+N = 4
+
+
+def model_and_inputs(name: str) -> tuple[UniCLIP, tuple]:
+    objective = OBJECTIVES[name]
+    model = UniCLIP(objective).eval()
+    images = torch.randint(0, 256, (N, 3, 64, 64), dtype=torch.uint8)
+    vectors = [augment.draw(N) for _ in range(objective.image_views)]
+    views = [augment.apply(images, vector, model.image_size) for vector in vectors]
+    table = TextTable([[f"text {i}"] for i in range(N * objective.text_rows)])
+    texts = table.bags(torch.arange(N * objective.text_rows), torch.device("cpu"))
+    return model, (views, vectors, texts)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_rows_are_those_of_the_encoders_alone(name):
+    model, (views, vectors, texts) = model_and_inputs(name)
+    rows = model(views, vectors, texts)
+    assert [row.shape for row in rows] == [(N, model.embedding)] * len(OBJECTIVES[name].row_domains)
+    torch.testing.assert_close(rows[0], model.encode_image(views[0], vectors[0]), atol=1e-5, rtol=1e-5)
+    text_rows = OBJECTIVES[name].text_rows
+    torch.testing.assert_close(torch.cat(rows[-text_rows:]), model.encode_text(*texts), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_only_uniclip_is_told_the_augmentation(name):
+    model, (views, vectors, _) = model_and_inputs(name)
+    told = model.encode_image(views[0], vectors[0])
+    untold = model.encode_image(views[0], augment.identity(N))
+    assert torch.equal(told, untold) == (name != "uniclip")
