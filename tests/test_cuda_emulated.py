@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from tests.cases import BY_NAME, CASES
-from tests.emulation.cuda.backends import emulated, installed
+from tests.emulation.cuda.backends import emulated
+from tests.emulation.installed import installed
 from tests.evaluate import assert_matches, evaluate
 from uniclip_kernels import domain_similarity
 
@@ -14,7 +15,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=repr)
 def test_mp_nce_on_the_grid(case, dtype):
-    with installed(emulated()):
+    with installed("cuda", emulated()):
         assert_matches(evaluate(case, "cuda", dtype), case, dtype)
 
 
@@ -22,9 +23,9 @@ def test_mp_nce_on_the_grid(case, dtype):
 @pytest.mark.parametrize("name", ["larger", "mask-some-of-five", "none"])
 def test_the_order_of_threads_changes_no_bit(name, thread_order):
     case = BY_NAME[name]
-    with installed(emulated()):
+    with installed("cuda", emulated()):
         first = evaluate(case, "cuda", torch.bfloat16)
-    with installed(emulated(thread_order)):
+    with installed("cuda", emulated(thread_order)):
         second = evaluate(case, "cuda", torch.bfloat16)
     assert first.loss.tobytes() == second.loss.tobytes()
     assert first.grad_embeddings.tobytes() == second.grad_embeddings.tobytes()
@@ -35,7 +36,7 @@ def test_the_order_of_threads_changes_no_bit(name, thread_order):
 @pytest.mark.parametrize("name", ["larger", "mask-some-of-five", "five-domains-two-empty", "rows-200-one-domain"])
 def test_rectangles_off_the_diagonal(name, dtype):
     one_tile = 128 * 128 * torch.finfo(dtype).bits // 8
-    with installed(emulated(workspace_bytes=one_tile)):
+    with installed("cuda", emulated(workspace_bytes=one_tile)):
         assert_matches(evaluate(BY_NAME[name], "cuda", dtype), BY_NAME[name], dtype)
 
 
@@ -49,10 +50,10 @@ def tf32_allowed():
 
 def test_tf32_where_pytorch_allows_it(tf32_allowed):
     case = BY_NAME["rows-129"]
-    with installed(emulated()):
+    with installed("cuda", emulated()):
         rounded = evaluate(case, "cuda", torch.float32)
     torch.backends.cuda.matmul.fp32_precision = "ieee"
-    with installed(emulated()):
+    with installed("cuda", emulated()):
         exact = evaluate(case, "cuda", torch.float32)
     error = abs(rounded.loss - exact.loss)
     assert 1e-7 < error < 1e-3, "TF32 has 10 bits: some difference, and no large one"
@@ -72,7 +73,7 @@ def test_domain_similarity(mx, my, d, dtype):
         return s, *torch.autograd.grad(s, leaves, upstream.to(s.dtype))
 
     expected = differentiate("reference", torch.float64)
-    with installed(emulated()):
+    with installed("cuda", emulated()):
         got = differentiate("cuda", None)
     for value, true in zip(got, expected, strict=True):
         error = (value.double() - true).abs().max() / true.abs().max().clamp(min=1)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from tests.cases import BY_NAME
-from tests.emulation.cuda.backends import emulated, executed_ptx, installed
+from tests.emulation.cuda.backends import emulated, executed_ptx
+from tests.emulation.installed import installed
 from tests.evaluate import assert_matches, evaluate
 from uniclip_kernels import domain_similarity
 
@@ -26,14 +27,14 @@ NAMES = (
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_mp_nce(name, dtype, architecture):
-    with installed(executed_ptx(architecture)):
+    with installed("cuda", executed_ptx(architecture)):
         assert_matches(evaluate(BY_NAME[name], "cuda", dtype), BY_NAME[name], dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rectangles_off_the_diagonal(dtype):
     case = BY_NAME["rows-129-one-domain"]
-    with installed(executed_ptx(80, workspace_bytes=128 * 128 * torch.finfo(dtype).bits // 8)):
+    with installed("cuda", executed_ptx(80, workspace_bytes=128 * 128 * torch.finfo(dtype).bits // 8)):
         assert_matches(evaluate(case, "cuda", dtype), case, dtype)
 
 
@@ -48,9 +49,9 @@ def test_domain_similarity_is_that_of_the_emulation(dtype):
         s = domain_similarity(*leaves[:2], *ids, temperature=leaves[2], offset=leaves[3], backend="cuda")
         return s, *torch.autograd.grad(s.square().sum(), leaves)
 
-    with installed(emulated()):
+    with installed("cuda", emulated()):
         expected = differentiate()
-    with installed(executed_ptx(80)):
+    with installed("cuda", executed_ptx(80)):
         got = differentiate()
     for value, other in zip(got, expected, strict=True):
         assert (value - other).abs().max() <= 4 * torch.finfo(value.dtype).eps * other.abs().max()

@@ -24,10 +24,11 @@ def interpreter():
 
 
 def _evaluate(name: str, dtype: torch.dtype, **options):
-    from tests.emulation.triton_backends import installed, interpreted
+    from tests.emulation.installed import installed
+    from tests.emulation.triton_backends import interpreted
     from tests.evaluate import evaluate
 
-    with installed(interpreted(**options)):
+    with installed("triton", interpreted(**options)):
         return evaluate(BY_NAME[name], "triton", dtype)
 
 

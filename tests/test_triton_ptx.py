@@ -5,7 +5,8 @@ import torch
 
 import uniclip_kernels
 from tests.cases import BY_NAME, CASES
-from tests.emulation.triton_backends import executed_ptx, installed
+from tests.emulation.installed import installed
+from tests.emulation.triton_backends import executed_ptx
 from tests.evaluate import assert_matches, evaluate
 from uniclip_kernels import reference
 
@@ -21,26 +22,26 @@ def backend():
 
 @pytest.mark.parametrize("case", CASES, ids=repr)
 def test_mp_nce_in_bfloat16(case, backend):
-    with installed(backend):
+    with installed("triton", backend):
         assert_matches(evaluate(case, "triton", torch.bfloat16), case, torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("name", SOME)
 def test_mp_nce(name, dtype, backend):
-    with installed(backend):
+    with installed("triton", backend):
         assert_matches(evaluate(BY_NAME[name], "triton", dtype), BY_NAME[name], dtype)
 
 
 def test_many_rectangles():
     """A workspace of one tile: the diagonal, the others and their running statistics, each many times."""
     case = BY_NAME["larger"]
-    with installed(executed_ptx(workspace_bytes=128 * 128 * 2)):
+    with installed("triton", executed_ptx(workspace_bytes=128 * 128 * 2)):
         assert_matches(evaluate(case, "triton", torch.bfloat16), case, torch.bfloat16)
 
 
 def test_same_bits_again(backend):
-    with installed(backend):
+    with installed("triton", backend):
         first, second = (evaluate(BY_NAME["larger"], "triton", torch.bfloat16) for _ in range(2))
     assert (first.loss == second.loss).all()
     assert (first.grad_embeddings == second.grad_embeddings).all()
@@ -59,7 +60,7 @@ def test_domain_similarity(dtype, tolerance, backend):
         (uniclip_kernels.domain_similarity, None, {"backend": "triton"}),
     ):
         leaves = [t.to(to or t.dtype).requires_grad_() for t in (x, y, temperature, offset)]
-        with installed(backend):
+        with installed("triton", backend):
             s = function(*leaves[:2], *domains, temperature=leaves[2], offset=leaves[3], **options)
             results.append((s, *torch.autograd.grad(s, leaves, upstream.to(s.dtype))))
     for expected, got in zip(*results, strict=True):

@@ -1,23 +1,19 @@
 """The Triton backend without a GPU: the whole engine on CPU tensors, with only the launches of kernels replaced.
 
-with installed(interpreted()):          # TRITON_INTERPRET=1 must be set before Triton is first imported
+with installed("triton", interpreted()):  # TRITON_INTERPRET=1 must be set before Triton is first imported
     uniclip_kernels.mp_nce(..., backend="triton")
-with installed(executed_ptx()):         # the PTX that Triton emits for sm_80
+with installed("triton", executed_ptx()):  # the PTX that Triton emits for sm_80
     ...
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from unittest import mock
+from collections.abc import Callable, Sequence
 
-import torch
 import triton
 from torch import Tensor
 
-from uniclip_kernels import _backend
 from uniclip_kernels.triton import TritonBackend, tuning
 from uniclip_kernels.triton.launch import Launcher
 
@@ -52,16 +48,3 @@ def executed_ptx(check: bool = True, **options) -> TritonBackend:
     from .ptx.triton import PTXKernel
 
     return TritonBackend("cpu", _Elsewhere(lambda kernel: PTXKernel(kernel, check)), **options)
-
-
-@contextlib.contextmanager
-def installed(backend: TritonBackend) -> Iterator[TritonBackend]:
-    """Make it the backend named "triton", and fill torch.empty with NaN so that nothing unwritten is read unseen."""
-    load = _backend._load
-    with mock.patch.object(_backend, "_load", lambda name: (backend, None) if name == "triton" else load(name)):
-        before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-        torch.use_deterministic_algorithms(True)
-        try:
-            yield backend
-        finally:
-            torch.use_deterministic_algorithms(before[0], warn_only=before[1])

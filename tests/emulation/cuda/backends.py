@@ -1,24 +1,21 @@
 """The CUDA backend without a GPU: the whole engine on CPU tensors, with only the execution of kernels replaced.
 
-with installed(emulated()):             # the kernels' sources, built by the C++ compiler
+with installed("cuda", emulated()):  # the kernels' sources, built by the C++ compiler
     uniclip_kernels.mp_nce(..., backend="cuda")
-with installed(executed_ptx(80)):       # the PTX that nvcc emits for them
+with installed("cuda", executed_ptx(80)):  # the PTX that nvcc emits for them
     ...
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
-from collections.abc import Callable, Iterator
-from unittest import mock
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from tests.emulation import ptx
-from uniclip_kernels import _backend
 from uniclip_kernels.cuda import CUDABackend
 
 from . import build
@@ -34,19 +31,6 @@ def emulated(thread_order: int = 0, **options) -> CUDABackend:
 def executed_ptx(architecture: int, check: bool = True, **options) -> CUDABackend:
     """Launchers compiled for the host, kernels as PTX; ``check`` looks for data races too."""
     return CUDABackend("cpu", _PTXOperators(architecture, check), **options)
-
-
-@contextlib.contextmanager
-def installed(backend: CUDABackend) -> Iterator[CUDABackend]:
-    """Make it the backend named "cuda", and fill torch.empty with NaN so that nothing unwritten is read unseen."""
-    load = _backend._load
-    with mock.patch.object(_backend, "_load", lambda name: (backend, None) if name == "cuda" else load(name)):
-        before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-        torch.use_deterministic_algorithms(True)
-        try:
-            yield backend
-        finally:
-            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 @functools.cache
