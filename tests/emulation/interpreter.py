@@ -1,8 +1,10 @@
-"""Repairs of Triton's interpreter, which multiplies the bits of bfloat16 and truncates float32 to it.
+"""Repairs of Triton's interpreter, which multiplies the bits of bfloat16, truncates float32 to it, and is slow.
 
 With them tl.dot sees the values of 16-bit operands and casts round to nearest even, so that bfloat16 can be
 interpreted. What a GPU would do is proven elsewhere, by executing compiled code.
 """
+
+import functools
 
 import numpy as np
 import torch
@@ -10,7 +12,7 @@ import triton
 import triton.language as tl
 from triton.runtime import interpreter
 
-_convert_float = interpreter._convert_float
+_convert_float, _patch_lang = interpreter._convert_float, interpreter._patch_lang
 
 
 def repair() -> None:
@@ -18,7 +20,15 @@ def repair() -> None:
         raise RuntimeError("set TRITON_INTERPRET=1 before Triton is imported")
     interpreter._convert_float = _convert
     interpreter.InterpreterBuilder.create_dot = _create_dot
+    interpreter._patch_lang = _patch_for_good
     np.seterr(all="ignore")  # log2(0) and inf - inf are meant
+
+
+@functools.cache
+def _patch_for_good(function) -> interpreter._LangPatchScope:
+    """Triton replaces its language at each call of each function; in a process that only interprets, once is enough."""
+    _patch_lang(function)
+    return interpreter._LangPatchScope()  # which has nothing to restore
 
 
 def _convert(data: np.ndarray, source: tl.dtype, target: tl.dtype, rounding_mode) -> np.ndarray:
