@@ -6,8 +6,6 @@ STAMP := $(VENV)/installed
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 CPP := $(shell find csrc tests -name '*.h' -o -name '*.hpp' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 ARGS ?=
-# The CUDA kernels take minutes to compile for four architectures: UNICLIP_BUILD_CUDA=1 make install builds them.
-export UNICLIP_BUILD_CUDA ?= 0
 
 .PHONY: install train test bench lint clean
 
@@ -18,8 +16,9 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # Build requirements come first and the build isn't isolated: a second copy of torch would be fetched for it otherwise.
+# torch pins the version of cuda-toolkit, whose nvcc the tests need too; setup.py says what it builds and what switches that.
 $(STAMP): $(BIN)/python $(SOURCES)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1 'setuptools>=77' wheel 'pybind11>=2.13' ninja
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1 'setuptools>=77' wheel 'pybind11>=2.13' ninja 'cuda-toolkit[nvcc,cccl]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[train,test,bench,lint]'
 	@touch $@
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _C
+from . import _extension
 from ._backend import Backend
 from ._layout import Rectangle
 from ._problem import Problem
 
+_C = _extension.load("_C")
 _ops = torch.ops.uniclip_kernels
 
 # The primitives write into tensors that they are given and return nothing: so do their fakes.

@@ -6,16 +6,13 @@ PyTorch's.
 
 from __future__ import annotations
 
-import importlib
-
 import torch
 from torch import Tensor
 
+from . import _extension
 from ._backend import Backend
 from ._layout import Rectangle
 from ._problem import Problem
-
-_EXTENSION = "uniclip_kernels._cuda"
 
 
 class CUDABackend(Backend):
@@ -33,15 +30,17 @@ class CUDABackend(Backend):
 
     def unusable(self) -> str | None:
         try:
-            extension = importlib.import_module(_EXTENSION)
-        except (ImportError, OSError) as error:
-            return f"its extension was not built or cannot be loaded (UNICLIP_BUILD_CUDA=1 pip install ...): {error}"
+            extension = _extension.load("_cuda")
+        except ImportError as error:
+            return str(error)
+        if torch.version.cuda is None:
+            return f"torch {torch.__version__} was built without CUDA"
         if not torch.cuda.is_available():
             return "there is no CUDA device"
         capability = "{}.{}".format(*torch.cuda.get_device_capability())
         if not _runs_on(torch.cuda.get_device_capability(), extension.architectures):
             built = ", ".join(f"{a // 10}.{a % 10}" for a in extension.architectures)
-            return f"it was built for compute capability {built}, and the device has {capability}"
+            return f"it was built for compute capability {built} and newer, and the device has {capability}"
         return None
 
     def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
