@@ -1,4 +1,4 @@
-# make train | make test | make bench | make lint: each sets up what it needs first.
+# make train | make test | make bench | make gpu | make lint: each sets up what it needs first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 CPP := $(shell find csrc tests -name '*.h' -o -name '*.hpp' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 ARGS ?=
 
-.PHONY: install train test bench lint clean
+.PHONY: install train test bench gpu lint clean
 
 install: $(STAMP)
 
@@ -30,6 +30,10 @@ test: lint
 
 bench: install
 	$(BIN)/python -m benchmarks.run $(ARGS)
+
+# Looks for a GPU before anything is installed, then builds for it, tests on it, measures on it.
+gpu:
+	$(PYTHON) benchmarks/gpu.py --python $(BIN)/python $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,16 +1,10 @@
-"""The check that comes before every figure, the clock, and peak memory."""
+"""The check that comes before every figure, and repetitions that are fair."""
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import multiprocessing
 import random
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -54,92 +48,28 @@ def check(result: list[Tensor], wanted: list[Tensor], dtype: torch.dtype) -> Non
             )
 
 
-def time_interleaved(
+def repeat_interleaved(
     steps: dict[str, Step],
-    accept: Callable[[str, list[Tensor]], bool],
-    device: str,
+    first: dict[str, float],
+    timed: Callable[[Step], tuple[float, list[Tensor]]],
     seconds: float,
     tick: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
     """Seconds of each step, run in turn (A B C, C A B, …), so that a slow spell of the machine meets all of them alike.
 
-    ``accept`` judges the first result of each step; one that it turns down gets no time. That run is the warm-up too.
-    ``tick`` is called after each run.
+    ``first`` holds the seconds of each step's first run: the warm-up, or all there is of a long step. ``tick`` is called
+    after each run.
     """
-    times: dict[str, list[float]] = {}
-    for name, step in steps.items():
-        taken, result = timed(step, device)
-        if accept(name, result):
-            times[name] = [taken] if taken > LONG_STEP else []
-        del result
-        tick()
+    times = {name: [taken] if taken > LONG_STEP else [] for name, taken in first.items()}
     again = [name for name, taken in times.items() if not taken]
     order, start = random.Random(0), time.perf_counter()
     for _ in range(MOST_ROUNDS if again else 0):
         for name in order.sample(again, len(again)):
-            times[name].append(timed(steps[name], device)[0])
+            times[name].append(timed(steps[name])[0])
             tick()
         if time.perf_counter() - start > seconds:
             break
     return times
-
-
-def timed(step: Step, device: str) -> tuple[float, list[Tensor]]:
-    """Seconds of one step, until the device is done with it, and what it gave."""
-    if device == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        result = step()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) / 1e3, result
-    begin = time.perf_counter()
-    result = step()
-    return time.perf_counter() - begin, result
-
-
-def extra_memory(provider: Provider, objective: str, n: int, d: int, dtype: torch.dtype, device: str) -> int:
-    """Peak bytes of one step beyond what was there before it (inputs, PyTorch itself), after a check on few samples.
-
-    On the CPU (Linux) in a fresh process, in which no allocator has memory left over from before. Raises
-    WrongAnswerError, and MemoryError if the process was killed.
-    """
-    if device == "cuda":
-        return _extra_memory_cuda(provider, objective, n, d, dtype)
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        try:
-            return pool.submit(_extra_memory_cpu, provider, objective, n, d, dtype).result()
-        except BrokenProcessPool:
-            raise MemoryError("the process was killed") from None
-
-
-def _extra_memory_cpu(provider: Provider, objective: str, n: int, d: int, dtype: torch.dtype) -> int:
-    check_on_few(provider, objective, n, d, dtype, "cpu")  # also loads the libraries and starts their threads
-    step = provider.prepare(make_batch(objective, n, d, dtype))
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before = _status("VmRSS")
-    step()
-    return _status("VmHWM") - before
-
-
-def _extra_memory_cuda(provider: Provider, objective: str, n: int, d: int, dtype: torch.dtype) -> int:
-    check_on_few(provider, objective, n, d, dtype, "cuda")
-    step = provider.prepare(make_batch(objective, n, d, dtype, "cuda"))
-    step()  # libraries take their workspaces
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    step()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
-
-
-def _status(field: str) -> int:
-    """Bytes of a field of /proc/self/status, which is in KiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 def _fold(table: Tensor) -> Tensor:

@@ -22,12 +22,17 @@ def plot(path: Path) -> list[Path]:
         if not chosen:
             continue
         figure = _figure(objective, chosen)
-        stem = f"{path.stem}_{objective.lower().replace('-', '_')}"
+        stem = plot_name(path, objective)
         for suffix in ("png", "svg"):
             written.append(path.with_name(f"{stem}.{suffix}"))
             figure.savefig(written[-1], dpi=150, metadata={"Date": None} if suffix == "svg" else None)
         plt.close(figure)
     return written
+
+
+def plot_name(path: Path, objective: str) -> str:
+    """Without the suffix."""
+    return f"{path.stem}_{objective.lower().replace('-', '_')}"
 
 
 def _figure(objective: str, rows: list[Row]) -> plt.Figure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,9 +19,20 @@ Step = Callable[[], list[Tensor]]
 # The fastest of 128 … 12288 and of 32 … 4096 rows, at N = 4096 on two Zen 4 cores.
 FLOOR_PANEL = 4096
 CROSS_ENTROPY_CHUNK = 512
+SIGLIP_BIAS = -10.0  # where SigLIP begins
 
 
 def ours(batch: Batch) -> Step:
+    return _ours(batch, on_gpu="triton")
+
+
+def ours_in_cuda(batch: Batch) -> Step:
+    return _ours(batch, on_gpu="cuda")
+
+
+def _ours(batch: Batch, on_gpu: str) -> Step:
+    backend = on_gpu if batch.embeddings.is_cuda else "cpu"
+
     def step():
         loss = mp_nce(
             batch.embeddings,
@@ -30,6 +42,7 @@ def ours(batch: Batch) -> Step:
             offset=batch.offset,
             domain_mask=batch.domain_mask,
             normalize=batch.normalize,
+            backend=backend,
         )
         return loss_and_gradients(loss, batch)
 
@@ -133,12 +146,52 @@ def _ready(step: Step) -> Step:
 def open_clip(batch: Batch) -> Step:
     from open_clip.loss import ClipLoss
 
-    clip_loss, scale = ClipLoss(), 1 / batch.temperature[0, 1]
-    return lambda: loss_and_gradients(clip_loss(*batch.embeddings.chunk(2), scale), batch)
+    return _image_and_text(batch, ClipLoss())
+
+
+def open_clip_compiled(batch: Batch) -> Step:
+    from open_clip.loss import ClipLoss
+
+    return _ready(_image_and_text(batch, _compile(ClipLoss())))
+
+
+def _image_and_text(batch: Batch, loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Step:
+    """``loss`` takes image and text rows, and what similarities are multiplied by."""
+    scale = 1 / batch.temperature[0, 1]
+    return lambda: loss_and_gradients(loss(*batch.embeddings.chunk(2), scale), batch)
+
+
+def inf_cl(batch: Batch) -> Step:
+    from inf_cl import cal_flash_loss
+
+    head = math.gcd(256, batch.embeddings.shape[1])  # columns that it multiplies at a time
+
+    def loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+        to_text, to_image = (cal_flash_loss(*pair, None, scale, head) for pair in ((image, text), (text, image)))
+        return (to_text.mean() + to_image.mean()) / 2
+
+    return _image_and_text(batch, loss)
+
+
+def siglip(batch: Batch) -> Step:
+    from siglip_kernel import fused_siglip_loss
+
+    bias = torch.full_like(batch.temperature[0, 1], SIGLIP_BIAS)
+    return _image_and_text(batch, lambda image, text, scale: fused_siglip_loss(image, text, scale.log(), bias))
+
+
+def expected_siglip(batch: Batch) -> list[Tensor]:
+    z = batch.embeddings.detach().double().requires_grad_()
+    image, text = z.chunk(2)
+    s = image @ text.T / batch.temperature[0, 1].double() + SIGLIP_BIAS
+    target = torch.eye(batch.samples, dtype=s.dtype, device=s.device)
+    loss = F.binary_cross_entropy_with_logits(s, target, reduction="sum") / batch.samples
+    return [loss.detach(), *torch.autograd.grad(loss, z)]
 
 
 def linear_cross_entropy(batch: Batch) -> Step:
-    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=CROSS_ENTROPY_CHUNK)
+    chunk = CROSS_ENTROPY_CHUNK if batch.embeddings.device.type == "cpu" else None  # PyTorch chooses
+    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=chunk)
     scale = 1 / batch.temperature[0, 1]
 
     def step():
@@ -176,26 +229,49 @@ class Provider:
     matrices: float  # M x M matrices alive at once
     floors: float  # its time in times of the floor
     cpu_dtypes: tuple[torch.dtype, ...] = (torch.float32,)
+    gpu_dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
     mode: str = "forward+backward"
     expected: Callable[[Batch], list[Tensor]] = expected
     needs_small_batch: bool = True  # `expected` makes M x M matrices
+    module: str = "torch"  # that must be there
+
+    @property
+    def is_ours(self) -> bool:
+        return self.name.startswith(OURS)
 
     def dtypes(self, device: str) -> tuple[torch.dtype, ...]:
-        return self.cpu_dtypes if device == "cpu" else (torch.float32, torch.bfloat16)
+        return self.cpu_dtypes if device == "cpu" else self.gpu_dtypes
 
 
-OURS, FLOOR = "uniclip-kernels", "torch.mm floor"
+OURS, OURS_IN_CUDA, FLOOR = "uniclip-kernels", "uniclip-kernels, cuda backend", "torch.mm floor"
 EAGER, COMPILED = "eager PyTorch", "torch.compile"
 TUNED, TUNED_COMPILED = "eager, tuned for views", "torch.compile, tuned for views"
-OPEN_CLIP, LINEAR_CROSS_ENTROPY = "open_clip ClipLoss", "linear_cross_entropy"
+OPEN_CLIP, OPEN_CLIP_COMPILED = "open_clip ClipLoss", "torch.compile of ClipLoss"
+LINEAR_CROSS_ENTROPY, INF_CL, SIGLIP = "linear_cross_entropy", "Inf-CL", "siglip-kernel (sigmoid loss)"
+_GPU_ONLY = {"cpu_dtypes": ()}
+_GPU_BF16 = _GPU_ONLY | {"gpu_dtypes": (torch.bfloat16,)}  # they multiply float32 as TF32
 
 PROVIDERS = (
     Provider(OURS, ours, ("MP-NCE", "InfoNCE"), 0, 1.5, (torch.float32, torch.bfloat16)),
+    Provider(OURS_IN_CUDA, ours_in_cuda, ("MP-NCE", "InfoNCE"), 0, 1.5, **_GPU_ONLY, module="uniclip_kernels._cuda"),
     Provider(EAGER, eager, ("MP-NCE",), 6, 6),
     Provider(COMPILED, compiled, ("MP-NCE",), 4, 5),
     Provider(TUNED, tuned, ("MP-NCE",), 2, 3),
     Provider(TUNED_COMPILED, tuned_compiled, ("MP-NCE",), 2, 2),
     Provider(FLOOR, floor, ("MP-NCE",), 0, 1, mode="products", expected=expected_products, needs_small_batch=False),
-    Provider(OPEN_CLIP, open_clip, ("InfoNCE",), 1.5, 2),
+    Provider(OPEN_CLIP, open_clip, ("InfoNCE",), 1.5, 2, module="open_clip"),
+    Provider(OPEN_CLIP_COMPILED, open_clip_compiled, ("InfoNCE",), 1, 2, **_GPU_ONLY, module="open_clip"),
     Provider(LINEAR_CROSS_ENTROPY, linear_cross_entropy, ("InfoNCE",), 0, 1.5),
+    Provider(INF_CL, inf_cl, ("InfoNCE",), 0, 3, **_GPU_BF16, module="inf_cl"),
+    Provider(
+        SIGLIP,
+        siglip,
+        ("InfoNCE",),
+        0,
+        1.5,
+        **_GPU_BF16,
+        mode="forward+backward, sigmoid",
+        expected=expected_siglip,
+        module="siglip_kernel",
+    ),
 )

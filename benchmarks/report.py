@@ -6,28 +6,48 @@ import csv
 from dataclasses import asdict, fields
 from pathlib import Path
 
+from .plot import plot_name
 from .problems import VIEWS
 from .ratios import Result, results
 from .rows import Row, latest_machine, read_rows, series
 
+BEGIN, END = "<!-- results -->", "<!-- /results -->"  # in the README
+
 
 def write_report(path: Path) -> str:
-    """Writes NAME.md beside NAME.csv, with NAME_ratios.csv where there are requirements; returns the Markdown."""
+    """Writes NAME.md and NAME_ratios.csv beside NAME.csv; returns the Markdown."""
+    with path.with_name(f"{path.stem}_ratios.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [f.name for f in fields(Result)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(map(asdict, results(latest_machine(read_rows(path)))))
+    text = markdown(path)
+    path.with_suffix(".md").write_text(text)
+    return text
+
+
+def write_readme(readme: Path, folder: Path) -> None:
+    """Replaces what is between the markers with the reports on the CPU and the GPU, as far as the folder has them."""
+    paths = [path for path in (folder / "cpu.csv", folder / "cuda.csv") if path.exists()]
+    reports = "\n".join(markdown(path, folder.relative_to(readme.parent)) for path in paths)
+    before, _, rest = readme.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise ValueError(f"{readme} has no {BEGIN} followed by {END}")
+    readme.write_text(f"{before}{BEGIN}\n{reports}{END}{after}")
+
+
+def markdown(path: Path, folder: Path = Path()) -> str:
+    """The report on the CSV's latest machine, with its plots, which lie in ``folder`` as seen from the text."""
     rows = latest_machine(read_rows(path))
     text = f"{rows[0].machine}; {rows[0].version}; {', '.join(sorted({row.run[:10] for row in rows}))}\n"
-    if path.stem == "cpu":
-        found = results(rows)
-        with path.with_name(f"{path.stem}_ratios.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, [f.name for f in fields(Result)], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(map(asdict, found))
-        text += "\n" + ratio_table(found)
+    text += "\n" + ratio_table(results(rows))
     for objective, views in VIEWS.items():
         chosen = [row for row in rows if row.objective == objective]
         if chosen:
             text += f"\n### {objective}: M = {len(views)}·N rows, D = {chosen[0].d}, forward + backward\n\n"
             text += size_table(chosen)
-    path.with_suffix(".md").write_text(text)
+        if any(row.p50 is not None for row in chosen):
+            text += f"\n![{objective}: time and memory by N]({folder / plot_name(path, objective)}.svg)\n"
     return text
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
-import platform
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +14,7 @@ import torch
 class Row:
     """One provider at one size. What was not measured is None, and ``note`` says why; it is never 0."""
 
-    device: str  # "cpu" or "cuda"
+    device: str  # "cpu", "cuda" or "dry-run"
     objective: str  # "MP-NCE" or "InfoNCE"
     provider: str
     mode: str  # "forward+backward", or "products" for the floor
@@ -35,18 +33,13 @@ class Row:
     run: str  # when the run began: only times of one run are compared
 
     @property
+    def refused(self) -> bool:
+        """The answer was wrong."""
+        return self.note.startswith("refused")
+
+    @property
     def key(self) -> tuple:
         return self.device, self.objective, self.provider, self.mode, self.n, self.d, self.dtype, self.machine
-
-
-def machine(device: str) -> str:
-    if device == "cuda":
-        properties = torch.cuda.get_device_properties(0)
-        return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return (
-        f"{_cpu_model()} ({torch.backends.cpu.get_cpu_capability()}), {cores} cores, {torch.get_num_threads()} threads"
-    )
 
 
 def versions() -> str:
@@ -83,7 +76,8 @@ def latest_machine(rows: list[Row]) -> list[Row]:
 def series(rows: list[Row]) -> list[tuple[str, str]]:
     """The (provider, dtype) of the rows: ours first, and one order for tables and plots."""
     return sorted(
-        {(row.provider, row.dtype) for row in rows}, key=lambda s: (s[0] != "uniclip-kernels", s[0], s[1] != "float32")
+        {(row.provider, row.dtype) for row in rows},
+        key=lambda s: (not s[0].startswith("uniclip-kernels"), s[0], s[1] != "float32"),
     )
 
 
@@ -91,10 +85,3 @@ def _parse(kind: str, text: str):
     if "None" in kind and text == "":
         return None
     return {"str": str, "int": int, "float": float}[kind.split(" ")[0]](text)
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""Measures every provider at every size, and writes the CSV, the tables and the plots.
+"""Measures every provider at every size, and writes the CSV, the tables, the plots and the README's tables.
 
 Results are merged into those that the folder holds, so that the sizes may be run one by one.
 """
@@ -7,19 +7,26 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from .devices import CPU, CUDA
+from .dry_run import DryRun
 from .plot import plot
 from .problems import VIEWS
 from .providers import PROVIDERS, Provider
-from .report import write_report
+from .ratios import GPU_N
+from .report import write_readme, write_report
 from .rows import merge, read_rows, write_rows
 from .session import measure, product_rate
 
+RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parent.parent / "README.md"
+DEVICES = {device.name: device for device in (CPU, CUDA, DryRun)}
 SIZES = [256 * 2**i for i in range(8)]  # 256 … 32768
 QUICK = [256, 1024]
 
@@ -27,32 +34,49 @@ QUICK = [256, 1024]
 def main(arguments: list[str] | None = None, providers: tuple[Provider, ...] = PROVIDERS) -> int:
     """0, or 1 if a provider gave a wrong answer."""
     options = parse(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("--device cuda: PyTorch finds no CUDA device here")
+    device = DEVICES[options.device]()
     run = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    path = options.out / f"{options.device}.csv"
-    rate = product_rate(options.device)
+    path = options.out / f"{device.name}.csv"
+    rate = product_rate(device)
     refused = False
     for n in tqdm(sorted(options.sizes), desc="sizes", unit="size"):
         for objective in VIEWS:
-            rows = measure(objective, n, options.dim, options.device, options.seconds, rate, run, providers)
-            refused |= any(row.note.startswith("refused") for row in rows)
+            rows = measure(objective, n, options.dim, device, options.seconds, rate, run, providers)
+            refused |= any(row.refused for row in rows)
             write_rows(path, merge(read_rows(path), rows))
     plot(path)
     print(write_report(path))
+    if options.out == RESULTS:
+        write_readme(README, RESULTS)
+    print(f"written to {options.out}")
+    if refused:
+        print("WRONG ANSWERS were refused; the tables say which. There is no ratio for who gave one.", file=sys.stderr)
     return int(refused)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     sizes = parser.add_mutually_exclusive_group()
-    sizes.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="samples N (default: 256 … 32768)")
+    sizes.add_argument("--sizes", type=int, nargs="+", help=f"samples N (256 … 32768; on a GPU {GPU_N} too)")
     sizes.add_argument("--quick", dest="sizes", action="store_const", const=QUICK, help=f"the same as --sizes {QUICK}")
     parser.add_argument("--dim", type=int, default=512, help="columns D (default: 512)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="time to repeat each objective and size in (60)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
-    return parser.parse_args(arguments)
+    parser.add_argument("--seconds", type=float, default=30.0, help="time to repeat each objective and size in (30)")
+    parser.add_argument(
+        "--device", choices=DEVICES, default="cpu", help="dry-run: pretend to have a GPU, measure nothing"
+    )
+    parser.add_argument("--out", type=Path, help="folder for the results (benchmarks/results; a temporary one if dry)")
+    options = parser.parse_args(arguments)
+    dry = options.device == DryRun.name
+    if options.device == CUDA.name and not torch.cuda.is_available():
+        parser.error("argument --device: PyTorch finds no CUDA device here")
+    if options.out is None:
+        options.out = Path(tempfile.mkdtemp(prefix="dry-run-")) if dry else RESULTS
+    options.out = options.out.resolve()
+    if dry and options.out.is_relative_to(RESULTS):
+        parser.error("argument --out: a dry run measures nothing, and may not write among the results")
+    if options.sizes is None:
+        options.sizes = SIZES if options.device == CPU.name else [*SIZES, GPU_N]
+    return options
 
 
 if __name__ == "__main__":

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .measure import CHECKED_SAMPLES, WrongAnswerError, check, extra_memory, time_interleaved
-from .problems import VIEWS, make_batch
+from .devices import Device
+from .measure import CHECKED_SAMPLES, WrongAnswerError, check, repeat_interleaved
+from .problems import VIEWS, Batch, make_batch
 from .providers import Provider
-from .rows import Row, machine, versions
+from .rows import Row, versions
 
-LONGEST_STEP = 200.0  # seconds: what is predicted to take longer is left out
+LONGEST_STEP = 60.0  # seconds: a competitor that is predicted to take longer is left out
 
 
 @dataclass
@@ -27,7 +29,7 @@ class Case:
     n: int
     d: int
     dtype: torch.dtype
-    device: str
+    device: Device
     note: str = ""  # why it has no figures
     extra_bytes: int | None = None
     seconds: list[float] = field(default_factory=list)
@@ -45,13 +47,30 @@ class Case:
         return self.n * len(VIEWS[self.objective])
 
     @property
-    def sizes(self) -> tuple[str, int, int, torch.dtype, str]:
-        return self.objective, self.n, self.d, self.dtype, self.device
+    def sizes(self) -> tuple[str, int, int, torch.dtype]:
+        return self.objective, self.n, self.d, self.dtype
+
+    def batch(self) -> Batch:
+        return make_batch(*self.sizes, self.device.tensors)
+
+    @contextlib.contextmanager
+    def noting(self) -> Iterator[None]:
+        """What goes wrong within becomes the note; only a crash of our own ends the run."""
+        try:
+            yield
+        except WrongAnswerError as error:
+            self.note = f"refused: {error}"
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            self.note = f"out of memory: {_first_line(error)}"
+        except Exception as error:
+            if self.provider.is_ours:
+                raise
+            self.note = f"failed: {type(error).__name__}: {_first_line(error)}"
 
     def row(self, run: str) -> Row:
         p20, p50, p80 = np.quantile(self.seconds, (0.2, 0.5, 0.8)).tolist() if self.seconds else (None,) * 3
         return Row(
-            device=self.device,
+            device=self.device.name,
             objective=self.objective,
             provider=self.provider.name,
             mode=self.provider.mode,
@@ -65,7 +84,7 @@ class Case:
             repetitions=len(self.seconds),
             extra_bytes=self.extra_bytes if self.seconds else None,
             note=self.note,
-            machine=machine(self.device),
+            machine=self.device.machine(),
             version=versions(),
             run=run,
         )
@@ -75,7 +94,7 @@ def measure(
     objective: str,
     n: int,
     d: int,
-    device: str,
+    device: Device,
     seconds: float,
     rate: float,
     run: str,
@@ -86,46 +105,57 @@ def measure(
         Case(provider, objective, n, d, dtype, device)
         for provider in providers
         if objective in provider.objectives
-        for dtype in provider.dtypes(device)
+        for dtype in provider.dtypes(device.name)
     ]
     for case in cases:
-        case.note = too_much(case, rate)
+        case.note = impossible(case, rate)
     for case in tqdm([c for c in cases if not c.note], desc=f"{objective} N={n} memory", leave=False):
-        try:
-            case.extra_bytes = extra_memory(case.provider, *case.sizes)
-        except WrongAnswerError as error:
-            case.note = f"refused: {error}"
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            case.note = f"out of memory: {error}"
+        with case.noting():
+            case.extra_bytes = device.extra_memory(case.provider, *case.sizes)
 
-    runnable = {case.name: case for case in cases if not case.note}
+    steps, first, standards = {}, {}, {}
     with tqdm(desc=f"{objective} N={n} time", leave=False, unit="step") as bar:
-        steps = {name: case.provider.prepare(make_batch(*case.sizes)) for name, case in runnable.items()}
-        for name, taken in time_interleaved(steps, _judge(runnable), device, seconds, bar.update).items():
-            runnable[name].seconds = taken
+        for case in sorted((c for c in cases if not c.note), key=lambda c: c.provider.is_ours):
+            with case.noting():
+                step = case.provider.prepare(case.batch())
+                taken, result = device.timed(step)
+                judge(case, result, standards)
+                steps[case.name], first[case.name] = step, taken
+            bar.update()
+        times = repeat_interleaved(steps, first, device.timed, seconds, bar.update)
+    for case in cases:
+        case.seconds = times.get(case.name, [])
     return [case.row(run) for case in cases]
 
 
-def too_much(case: Case, rate: float) -> str:
-    """Why the case cannot run here, by what its provider is known to need; empty if it can."""
+def impossible(case: Case, rate: float) -> str:
+    """Why the case cannot run here, by what its provider is known to need; empty if it can. Ours may take its time."""
+    if _is_missing(case.provider.module):
+        return f"{case.provider.module} is not installed"
     need = (case.provider.matrices * case.m + 8 * case.d) * case.m * case.dtype.itemsize
-    have = available_memory(case.device)
+    have = case.device.available_memory()
     if need > have:
         return f"needs about {need / 2**30:.0f} GiB, {have / 2**30:.0f} are free"
     seconds = case.provider.floors * 4 * case.m**2 * case.d / rate
-    return f"would take about {seconds:.0f} s" if seconds > LONGEST_STEP else ""
+    too_long = seconds > LONGEST_STEP and not case.provider.is_ours
+    return f"would take about {seconds:.0f} s" if too_long else ""
 
 
-def available_memory(device: str) -> int:
-    if device == "cuda":
-        return torch.cuda.mem_get_info()[0]
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+def judge(case: Case, result: list[Tensor], standards: dict[str, tuple[torch.dtype, list[Tensor]]]) -> None:
+    """Against float64 or, where inputs are too large for that, the first result of the mode: not ours, where another ran.
+
+    Raises WrongAnswerError.
+    """
+    if case.n <= CHECKED_SAMPLES or not case.provider.needs_small_batch:
+        check(result, case.provider.expected(case.batch()), case.dtype)
+    else:
+        dtype, standard = standards.setdefault(case.provider.mode, (case.dtype, result))
+        check(result, standard, max(case.dtype, dtype, key=lambda t: torch.finfo(t).eps))
 
 
-def product_rate(device: str) -> float:
+def product_rate(device: Device) -> float:
     """Flops a second of float32 matrix products."""
-    z = torch.randn(2048, 512, device=device)
+    z = torch.randn(2048, 512, device=device.tensors)
     times = []
     for _ in range(5):
         start = time.perf_counter()
@@ -134,20 +164,12 @@ def product_rate(device: str) -> float:
     return 2 * 2048**2 * 512 / min(times)
 
 
-def _judge(cases: dict[str, Case]) -> Callable[[str, list[Tensor]], bool]:
-    """Accepts what float64 confirms or, where inputs are too large for that, what agrees with the first result."""
-    standards: dict[str, tuple[Case, list[Tensor]]] = {}
+def _is_missing(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is None
+    except ModuleNotFoundError:  # of its parent
+        return True
 
-    def accept(name: str, result: list[Tensor]) -> bool:
-        case = cases[name]
-        try:
-            if case.n <= CHECKED_SAMPLES or not case.provider.needs_small_batch:
-                check(result, case.provider.expected(make_batch(*case.sizes)), case.dtype)
-            else:
-                first, standard = standards.setdefault(case.provider.mode, (case, result))
-                check(result, standard, max(case.dtype, first.dtype, key=lambda t: torch.finfo(t).eps))
-        except WrongAnswerError as error:
-            case.note = f"refused: {error}"
-        return not case.note
 
-    return accept
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")

@@ -9,8 +9,11 @@ import torch
 
 pytest.importorskip("matplotlib")
 
+from benchmarks import measure as measuring
 from benchmarks import ratios
-from benchmarks.measure import CHECKED_SAMPLES, WrongAnswerError, check_on_few, extra_memory, time_interleaved
+from benchmarks.devices import CPU
+from benchmarks.dry_run import DryRun
+from benchmarks.measure import CHECKED_SAMPLES, WrongAnswerError, check_on_few, repeat_interleaved
 from benchmarks.plot import plot
 from benchmarks.problems import expected, make_batch
 from benchmarks.providers import (
@@ -25,7 +28,7 @@ from benchmarks.providers import (
     floor,
     ours,
 )
-from benchmarks.report import write_report
+from benchmarks.report import write_readme, write_report
 from benchmarks.rows import Row, merge, read_rows, write_rows
 from benchmarks.run import main
 from benchmarks.session import measure
@@ -65,7 +68,7 @@ def row(**changes) -> Row:
 
 
 def planted(change, name="planted") -> Provider:
-    return Provider(name, change, ("MP-NCE", "InfoNCE"), 0, 1)
+    return Provider(name, change, ("MP-NCE", "InfoNCE"), 0, 1, gpu_dtypes=(torch.float32,))
 
 
 def wrong_loss(batch):
@@ -91,6 +94,10 @@ def no_table_gradients(batch):
 
 def wrong_when_large(batch):
     return wrong_loss(batch) if batch.samples > CHECKED_SAMPLES else ours(batch)
+
+
+def raises(batch):
+    raise KeyError("its own fault")
 
 
 def hungry(batch):
@@ -120,11 +127,17 @@ def test_the_floor_multiplies():
     torch.testing.assert_close(floor(batch)(), [z @ z.T @ z], rtol=1e-4, atol=1e-3)
 
 
-def test_what_is_turned_down_gets_no_time():
-    steps = {"right": lambda: [torch.ones(())], "wrong": lambda: [torch.zeros(())]}
-    times = time_interleaved(steps, lambda name, result: bool(result[0] > 0), "cpu", seconds=0.0)
-    assert list(times) == ["right"]
-    assert len(times["right"]) == 1
+def test_long_steps_are_run_once(monkeypatch):
+    monkeypatch.setattr(measuring, "LONG_STEP", 10.0)
+    runs = []
+
+    def timed(step):
+        runs.append(step())
+        return 1.0, []
+
+    times = repeat_interleaved({"a": lambda: "a", "b": lambda: "b"}, {"a": 1.0, "b": 11.0}, timed, seconds=0.0)
+    assert times == {"a": [1.0], "b": [11.0]}
+    assert runs == ["a"]
 
 
 def test_only_right_answers_are_measured():
@@ -132,18 +145,35 @@ def test_only_right_answers_are_measured():
     too_large = dataclasses.replace(planted(ours, "too large"), matrices=1e9)
     right = planted(ours, "right")
     n = CHECKED_SAMPLES + 1
-    rows = measure("InfoNCE", n, 8, "cpu", 0.1, 1e9, "now", (right, large, too_large))
+    broken = planted(raises, "broken")
+    elsewhere = dataclasses.replace(right, name="elsewhere", module="no_such_package.module")
+    rows = measure("InfoNCE", n, 8, DryRun(), 0.1, 1e9, "now", (right, large, too_large, broken, elsewhere))
     by_name = {row.provider: row for row in rows}
     assert by_name["right"].p20 <= by_name["right"].p50 <= by_name["right"].p80
     assert (by_name["right"].m, by_name["right"].note) == (2 * n, "")
     assert by_name["wrong when large"].note.startswith("refused: tensor 0 is")
     assert by_name["too large"].note.startswith("needs about")
-    for name in ("wrong when large", "too large"):
+    assert by_name["broken"].note == "failed: KeyError: 'its own fault'"
+    assert by_name["elsewhere"].note == "no_such_package.module is not installed"
+    for name in ("wrong when large", "too large", "broken", "elsewhere"):
         assert (by_name[name].p50, by_name[name].extra_bytes) == (None, None)
 
 
+def test_our_own_crash_is_not_a_note():
+    with pytest.raises(KeyError, match="its own fault"):
+        measure("InfoNCE", 8, 8, DryRun(), 0.1, 1e9, "now", (planted(raises, OURS),))
+
+
+def test_ours_is_not_the_standard_where_another_ran():
+    n = CHECKED_SAMPLES + 1
+    providers = planted(wrong_when_large, OURS), planted(ours, "right")
+    by_name = {row.provider: row for row in measure("MP-NCE", n, 8, DryRun(), 0.0, 1e9, "now", providers)}
+    assert by_name[OURS].refused
+    assert not by_name["right"].note
+
+
 def test_extra_memory_is_what_a_step_takes():
-    extra = extra_memory(planted(hungry), "MP-NCE", 16, 8, torch.float32, "cpu")
+    extra = CPU().extra_memory(planted(hungry), "MP-NCE", 16, 8, torch.float32)
     assert MEGABYTES - 1 < extra / 2**20 < MEGABYTES + 16  # the kernel counts in lots of some pages
 
 
@@ -164,6 +194,40 @@ def test_rows_survive_the_file(tmp_path):
 def test_verdicts(seconds, verdict):
     rows = [row(), *([] if seconds is None else [row(provider=EAGER, p50=seconds)])]
     assert _result(rows, "eager PyTorch reference / ours").verdict == verdict
+
+
+def test_who_was_wrong_anywhere_is_compared_nowhere():
+    rows = [
+        row(),
+        row(provider=EAGER, p50=4.1),
+        row(n=256, dtype="bfloat16", p50=None, note="refused: tensor 0 is 1 at 0, not 2"),
+    ]
+    for what in ("eager PyTorch reference / ours", "4M²D flops by torch.mm / ours"):
+        result = _result(rows, what)
+        assert (result.measured, result.verdict) == ("—", "REFUSED: a wrong answer was given")
+
+
+def test_what_is_not_measured_says_why():
+    rows = [row(), row(provider=EAGER, p50=None, note="needs about 9 GiB, 1 are free")]
+    verdict = _result(rows, "eager PyTorch reference / ours").verdict
+    assert verdict == "not measured: needs about 9 GiB, 1 are free"
+
+
+def test_requirements_on_a_gpu():
+    gpu = {
+        "device": "cuda",
+        "dtype": "bfloat16",
+        "n": ratios.GPU_N,
+        "m": 3 * ratios.GPU_N,
+        "extra_bytes": 1_400_000_000,
+    }
+    rows = [row(**gpu, p50=0.02), row(**gpu, provider=EAGER, p50=0.04), row(**gpu, provider=FLOOR, p50=0.015)]
+    assert _result(rows, "eager PyTorch reference / ours").verdict == "MISSED"
+    assert _result(rows, "torch.compile of that / ours, bf16").verdict == "not measured"
+    floor = _result(rows, "4M²D flops by torch.mm / ours")
+    assert (floor.measured, floor.verdict) == ("0.75 (15 ms / 20 ms; 440 TFLOP/s of 586 TFLOP/s)", "holds")
+    assert _result(rows, "extra peak memory").verdict == "holds"
+    assert _result([row(**gpu | {"extra_bytes": 1_500_000_001})], "extra peak memory").verdict == "MISSED"
 
 
 def test_times_of_different_runs_are_not_compared():
@@ -206,6 +270,25 @@ def test_report_and_plots_need_the_file_alone(tmp_path):
     written = plot(tmp_path / "cpu.csv")
     assert sorted(p.name for p in written) == ["cpu_mp_nce.png", "cpu_mp_nce.svg"]
     assert (tmp_path / "cpu_mp_nce.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_readme_gets_the_tables_and_the_plots(tmp_path):
+    readme, results = tmp_path / "README.md", tmp_path / "benchmarks"
+    readme.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
+    write_rows(results / "cpu.csv", [row()])
+    for _ in range(2):  # the second time it replaces its own
+        write_readme(readme, results)
+    text = readme.read_text()
+    assert text.startswith("before\n<!-- results -->\na machine; a version; 2026-01-01\n\n| what | measured |")
+    assert text.endswith("<!-- /results -->\nafter\n")
+    assert "old" not in text
+    assert text.count("(benchmarks/cpu_mp_nce.svg)") == 1
+    write_rows(results / "cuda.csv", [row(device="cuda", machine="a GPU")])
+    write_readme(readme, results)
+    assert "\na GPU; a version" in readme.read_text()
+    readme.write_text("without an end <!-- results -->")
+    with pytest.raises(ValueError, match="<!-- /results -->"):
+        write_readme(readme, results)
 
 
 def test_the_command(tmp_path, capsys):
