@@ -60,7 +60,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     sizes.add_argument("--sizes", type=int, nargs="+", help=f"samples N (256 … 32768; on a GPU {GPU_N} too)")
     sizes.add_argument("--quick", dest="sizes", action="store_const", const=QUICK, help=f"the same as --sizes {QUICK}")
     parser.add_argument("--dim", type=int, default=512, help="columns D (default: 512)")
-    parser.add_argument("--seconds", type=float, default=30.0, help="time to repeat each objective and size in (30)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="time to repeat each objective and size in (20)")
     parser.add_argument(
         "--device", choices=DEVICES, default="cpu", help="dry-run: pretend to have a GPU, measure nothing"
     )

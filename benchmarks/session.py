@@ -19,7 +19,7 @@ from .problems import VIEWS, Batch, make_batch
 from .providers import Provider
 from .rows import Row, versions
 
-LONGEST_STEP = 60.0  # seconds: a competitor that is predicted to take longer is left out
+LONGEST_STEP = 40.0  # seconds: a competitor that is predicted to take longer is left out
 
 
 @dataclass
