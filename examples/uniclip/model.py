@@ -9,6 +9,8 @@ from .augment import FIELDS
 from .objective import Objective
 from .text import BUCKETS
 
+HIDDEN = 0.3  # share of a text's features that it is trained without, so that none of them decides alone
+
 
 class ResidualConv(nn.Module):
     """Two 3×3 convolutions around a skip; starts as the identity."""
@@ -90,18 +92,21 @@ class TextEncoder(nn.Module):
 
     def __init__(self, width: int, hidden: int, embedding: int) -> None:
         super().__init__()
-        self.table = nn.EmbeddingBag(BUCKETS, width, mode="mean")
+        # One more row than there are features: the hidden ones point to it, and it is left out of the mean.
+        self.table = nn.EmbeddingBag(BUCKETS + 1, width, mode="mean", padding_idx=BUCKETS)
         nn.init.normal_(self.table.weight, std=0.02)
         self.layers = nn.Sequential(ResidualMLP(width, hidden), nn.LayerNorm(width), nn.Linear(width, embedding))
 
     def forward(self, ids: Tensor, offsets: Tensor) -> Tensor:
+        if self.training:
+            ids = ids.masked_fill(torch.rand(ids.shape, device=ids.device) < HIDDEN, BUCKETS)
         return self.layers(self.table(ids, offsets))
 
 
 class UniCLIP(nn.Module):
     """One image encoder with a head for each image domain, and one text encoder."""
 
-    image_size = 40
+    image_size = 48
     embedding = 256
 
     def __init__(self, objective: Objective) -> None:

@@ -69,7 +69,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         choices=backends(),
         help=f"of the loss; usable here: {', '.join(usable)}; default: the best",
     )
-    add("--epochs", type=_positive, default=24, help="passes over the training samples; default: %(default)s")
+    add("--epochs", type=_positive, default=36, help="passes over the training samples; default: %(default)s")
     add("--batch-size", type=_positive, default=128, help="samples a step; default: %(default)s")
     add("--limit", type=_positive, metavar="N", help="read the first N rows of the data only")
     add(

@@ -39,3 +39,15 @@ def test_only_uniclip_is_told_the_augmentation(name):
     told = model.encode_image(views[0], vectors[0])
     untold = model.encode_image(views[0], augment.identity(N))
     assert torch.equal(told, untold) == (name != "uniclip")
+
+
+def test_features_are_hidden_in_training_alone():
+    text = UniCLIP(OBJECTIVES["clip"]).text
+    copies = torch.full((1000,), 5), torch.arange(1000)  # a thousand texts of one feature, the same
+
+    def alike_the_first_evaluated(rows: torch.Tensor) -> float:
+        return torch.isclose(rows, evaluated[:1], atol=1e-6).all(1).float().mean().item()
+
+    evaluated = text.eval()(*copies)
+    assert alike_the_first_evaluated(evaluated) == 1
+    assert 0.65 < alike_the_first_evaluated(text.train()(*copies)) < 0.75
