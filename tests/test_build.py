@@ -159,6 +159,12 @@ def python(*args: str | Path, cwd: Path, **environment: str) -> str:
     return run(sys.executable, *args, cwd=cwd, **environment)
 
 
+def outside(*args: str | Path, cwd: Path, target: Path) -> str:
+    """Python with the package of a folder, and without site: an editable install would lend it what it lacks."""
+    site = Path(torch.__file__).parents[1]
+    return python("-S", *args, cwd=cwd, PYTHONPATH=f"{target}{os.pathsep}{site}")
+
+
 def install(wheel: Path, target: Path) -> None:
     python("-m", "pip", "install", "--quiet", "--no-deps", "--target", target, wheel, cwd=target.parent)
 
@@ -191,15 +197,15 @@ def test_sdist_and_wheel(tmp_path):
         assert (b"libcudart.so." in machine_code) == ("_cuda" in name), "found by its name, torch having loaded it"
 
     facts = "from uniclip_kernels import _cuda, __file__; print(__file__, _cuda.architectures)"
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    printed = python("-c", facts, cwd=outside, PYTHONPATH=str(target))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    printed = outside("-c", facts, cwd=elsewhere, target=target)
     assert printed == f"{target / 'uniclip_kernels' / '__init__.py'} [80, 90, 100, 120]\n"
 
-    shutil.copytree(ROOT / "tests", outside / "tests", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", outside)
+    shutil.copytree(ROOT / "tests", elsewhere / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", elsewhere)
     chosen = [f"tests/test_{name}.py" for name in ("info", "inputs", "modules")]
-    python("-m", "pytest", "-p", "no:cacheprovider", *chosen, cwd=outside, PYTHONPATH=str(target))
+    outside("-m", "pytest", "-p", "no:cacheprovider", *chosen, cwd=elsewhere, target=target)
 
 
 USE_IT = """
@@ -222,7 +228,7 @@ def test_installed_without_a_compiler(tmp_path):
     (wheel,) = wheels.iterdir()
     assert wheel.name.endswith("-py3-none-any.whl")
     install(wheel, tmp_path / "installed")
-    loss, reason, error = python("-c", USE_IT, cwd=tmp_path, PYTHONPATH=str(tmp_path / "installed")).splitlines()
+    loss, reason, error = outside("-c", USE_IT, cwd=tmp_path, target=tmp_path / "installed").splitlines()
     assert float(loss) == pytest.approx(1.0986123)  # log(1 + 2)
     assert "uniclip_kernels._C was not built" in reason
     assert "C++ compiler" in reason
@@ -235,7 +241,7 @@ def test_an_extension_that_was_built_for_another_torch(tmp_path):
     (tmp_path / "extension.cpp").write_text(source)
     target = package / "_C.abi3.so"
     run(os.environ.get("CXX") or "c++", "-shared", "-fPIC", "extension.cpp", "-o", target, cwd=tmp_path)
-    loss, reason, error = python("-c", USE_IT, cwd=tmp_path).splitlines()
+    loss, reason, error = outside("-c", USE_IT, cwd=tmp_path, target=tmp_path).splitlines()
     assert float(loss) == pytest.approx(1.0986123)
     assert f"uniclip_kernels._C does not load beside torch {torch.__version__}" in reason
     assert "of_another_torch" in reason
