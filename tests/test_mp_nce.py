@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.cases import CASES
+from tests.cases import BY_NAME, CASES
 from tests.evaluate import assert_matches, evaluate
 from uniclip_kernels import mp_nce
 from uniclip_kernels._backend import find
@@ -29,6 +29,19 @@ def test_reference_in_low_precision(case, dtype):
 def test_cpu_in_small_rectangles(case, dtype, monkeypatch):
     monkeypatch.setattr(find("cpu"), "workspace_bytes", 64 * 64 * dtype.itemsize)
     assert_matches(evaluate(case, "cpu", dtype), case, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_kept_products_are_those_computed_again(dtype, monkeypatch):
+    """All of them kept, those of five rectangles, none: the same bits, also when the gradient is taken twice."""
+    results = []
+    for kept_bytes in (1 << 20, 5 * 64 * 64 * 4, 0):
+        monkeypatch.setattr(find("cpu"), "workspace_bytes", 64 * 64 * dtype.itemsize)
+        monkeypatch.setattr(find("cpu"), "kept_bytes", kept_bytes)
+        z = BY_NAME["larger"].rows(dtype).requires_grad_()
+        loss = mp_nce(z, BY_NAME["larger"].sample_ids, BY_NAME["larger"].domain_ids, **BY_NAME["larger"].options)
+        results += [(loss, *torch.autograd.grad(loss, z, retain_graph=True)) for _ in range(2)]
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 
 def test_the_cpu_backend_is_the_default_on_the_cpu():

@@ -34,7 +34,7 @@ class Backend(ABC):
     column_multiple: int  # D is padded to a multiple of this
     known_on_host: bool  # may the layout be read on the host without waiting for a device?
     workspace_bytes: int  # budget of one rectangle of the gradient of the similarities
-    stores_transpose: bool  # does its transpose take as much again, or is it a view?
+    kept_bytes = 0  # dot products that the forward pass may keep, so that the backward pass need not compute them again
 
     def padded_columns(self, d: int) -> int:
         return -(-d // self.column_multiple) * self.column_multiple
@@ -43,6 +43,10 @@ class Backend(ABC):
         """Side of the largest square of the gradient that fits the budget."""
         side = int((self.workspace_bytes / rows.element_size()) ** 0.5)
         return max(side // self.block, 1) * self.block
+
+    def workspace(self, rows: Tensor, side: int) -> Tensor:
+        """Room for H / τ of a square of that side, in whatever form ``similarity_grad`` takes."""
+        return rows.new_empty(side, side)
 
     @abstractmethod
     def unusable(self) -> str | None:
@@ -63,14 +67,26 @@ class Backend(ABC):
         """Gradient of ``gather_rows`` times the 0-dim ``factor``: (M, D) in the dtype of z, 0 for rows without a slot."""
 
     @abstractmethod
-    def similarity_lse(self, problem: Problem, rectangle: Rectangle, lse: Tensor) -> None:
-        """Add the negatives in the rectangle to the running (R,) ``lse``, for its rows and, by symmetry, its columns."""
+    def similarity_lse(self, problem: Problem, rectangle: Rectangle, lse: Tensor, kept: Tensor | None) -> None:
+        """Add the negatives in the rectangle to the running (R,) ``lse``, for its rows and, by symmetry, its columns.
+
+        ``kept``, if there is one, is for dot products of the rectangle, padded to tiles, in the accumulator dtype.
+        """
 
     @abstractmethod
     def similarity_grad(
-        self, problem: Problem, rectangle: Rectangle, lse: Tensor, coefficient: Tensor, sums: Tensor, work: Tensor
+        self,
+        problem: Problem,
+        rectangle: Rectangle,
+        lse: Tensor,
+        coefficient: Tensor,
+        kept: Tensor | None,
+        sums: Tensor,
+        work: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """H / τ of the negatives in the rectangle and its transpose, in the compute dtype, living in ``work``.
+
+        ``kept`` is as ``similarity_lse`` left it, to be read only.
 
         H_ij = e^{s_ij - lse_i} coefficient_i + e^{s_ij - lse_j} coefficient_j. Adds Σ H and Σ H s over unordered pairs to
         ``sums`` (K, K, 2) float64 at [d_i, d_j], d_i <= d_j. The two may have rows and columns of zeros beyond the rectangle's.

@@ -7,6 +7,8 @@ lse and one coefficient a row are saved.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -30,15 +32,20 @@ def mp_nce_forward(
     domain_mask: Tensor | None,
     reduction: str,
     normalize: bool,
-) -> tuple[Tensor, Problem, Tensor, Tensor, Tensor]:
-    """The loss, and what the backward pass needs: the problem, 1/norm, lse and coefficient, (R,) each."""
+    keep: bool,
+) -> tuple[Tensor, Problem, Tensor, Tensor, Tensor, Tensor]:
+    """The loss, and what the backward pass needs: the problem, 1/norm, lse and coefficient, (R,) each, and dot products.
+
+    ``keep`` says whether there will be a backward pass.
+    """
     layout = sort_rows(sample_ids, domain_ids, temperature.shape[0], domain_mask, backend.block)
     rows, inv_norm = backend.gather_rows(z, layout.order, normalize)
     problem = Problem(rows, layout, temperature, offset, weight, domain_mask)
 
     lse = torch.full_like(inv_norm, -torch.inf)
-    for rectangle in _walk(backend, problem):
-        backend.similarity_lse(problem, rectangle, lse)
+    kept = lse.new_zeros(kept_elements(backend, len(rows), lse.dtype, keep))
+    for rectangle, dots in _walk(backend, problem, kept):
+        backend.similarity_lse(problem, rectangle, lse, dots)
     per_slot, coefficient = backend.positives_forward(problem, lse)
 
     if reduction == "none":
@@ -46,7 +53,7 @@ def mp_nce_forward(
         loss = torch.where(slot >= 0, per_slot[slot], 0)
     else:
         loss = per_slot.sum() * _reduction_factor(problem, reduction, per_slot)
-    return loss, problem, inv_norm, lse, coefficient
+    return loss, problem, inv_norm, lse, coefficient, kept
 
 
 def mp_nce_backward(
@@ -57,6 +64,7 @@ def mp_nce_backward(
     inv_norm: Tensor,
     lse: Tensor,
     coefficient: Tensor,
+    kept: Tensor,
     reduction: str,
     normalize: bool,
     need_embeddings: bool,
@@ -78,10 +86,10 @@ def mp_nce_backward(
     grad_rows = torch.zeros_like(rows, dtype=lse.dtype) if need_embeddings else None
     sums = torch.zeros(*problem.temperature.shape, 2, dtype=torch.float64, device=rows.device)
     side = min(backend.panel_rows(rows), rows.shape[0])
-    work = rows.new_empty(1 + backend.stores_transpose, side, side)
+    work = backend.workspace(rows, side)
     coefficient = coefficient * scale
-    for rectangle in _walk(backend, problem):
-        h, h_transposed = backend.similarity_grad(problem, rectangle, lse, coefficient, sums, work)
+    for rectangle, dots in _walk(backend, problem, kept):
+        h, h_transposed = backend.similarity_grad(problem, rectangle, lse, coefficient, dots, sums, work)
         if grad_rows is not None:
             _multiply(backend, grad_rows, rows, rectangle, h, h_transposed)
     backend.positives_backward(problem, lse, scale, grad_rows, sums)
@@ -152,9 +160,22 @@ def similarity_backward(
     )
 
 
-def _walk(backend: Backend, problem: Problem):
-    side = backend.panel_rows(problem.rows)
-    return rectangles(problem.layout.tiles, backend.block, side, problem.domain_mask, backend.known_on_host)
+def kept_elements(backend: Backend, slots: int, dtype: torch.dtype, keep: bool) -> int:
+    """How many dot products the forward pass keeps: all of a small problem, some of a large one."""
+    return min(backend.kept_bytes // dtype.itemsize, slots * slots) if keep else 0
+
+
+def _walk(backend: Backend, problem: Problem, kept: Tensor) -> Iterator[tuple[Rectangle, Tensor | None]]:
+    """Every rectangle, with its part of ``kept`` as long as that lasts."""
+    side, block, used = backend.panel_rows(problem.rows), backend.block, 0
+    walk = rectangles(problem.layout.tiles, block, side, problem.domain_mask, backend.known_on_host)
+    for rectangle in walk:
+        i0, i1, j0, j1 = rectangle
+        rows, cols = (-(-length // block) * block for length in (i1 - i0, j1 - j0))
+        part = kept[used : used + rows * cols]
+        if fits := len(part) == rows * cols:
+            used += rows * cols
+        yield rectangle, part.view(rows, cols) if fits else None
 
 
 def _multiply(

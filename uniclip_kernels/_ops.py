@@ -19,13 +19,13 @@ _LIBRARY = torch.library.Library(_NAMESPACE, "FRAGMENT")
 _TAGS = (torch.Tag.needs_fixed_stride_order,)
 
 # The saved tensors of mp_nce, in the order in which the forward op returns and the backward op takes them.
-_SAVED = "Tensor rows, Tensor inv_norm, Tensor lse, Tensor coefficient, " + ", ".join(
+_SAVED = "Tensor rows, Tensor inv_norm, Tensor lse, Tensor coefficient, Tensor kept, " + ", ".join(
     f"Tensor {n}" for n in Layout._fields
 )
 _TABLES = "Tensor temperature, Tensor offset, Tensor weight, Tensor? domain_mask"
 _LIBRARY.define(
-    f"mp_nce_fwd(Tensor embeddings, Tensor sample_ids, Tensor? domain_ids, {_TABLES}, bool ignore_domains, str reduction,"
-    f" bool normalize, str backend) -> (Tensor loss, {_SAVED})",
+    f"mp_nce_fwd(Tensor embeddings, Tensor sample_ids, Tensor? domain_ids, {_TABLES}, bool ignore_domains, bool keep,"
+    f" str reduction, bool normalize, str backend) -> (Tensor loss, {_SAVED})",
     tags=_TAGS,
 )
 _LIBRARY.define(
@@ -78,11 +78,11 @@ def _autograd(name: str, setup_context, backward) -> None:
 
 @_implement("mp_nce_fwd")
 def _mp_nce_fwd(
-    z, sample_ids, domain_ids, temperature, offset, weight, mask, ignore_domains, reduction, normalize, backend
+    z, sample_ids, domain_ids, temperature, offset, weight, mask, ignore_domains, keep, reduction, normalize, backend
 ):
     given = {} if domain_ids is None else {"domain_ids": domain_ids}
     check_values(temperature, offset, given, None if ignore_domains else temperature.shape[0], weight, mask)
-    loss, problem, inv_norm, lse, coefficient = _engine.mp_nce_forward(
+    loss, problem, *statistics = _engine.mp_nce_forward(
         find(backend),
         z,
         sample_ids,
@@ -93,13 +93,14 @@ def _mp_nce_fwd(
         mask,
         reduction,
         normalize,
+        keep,
     )
-    return loss, problem.rows, inv_norm, lse, coefficient, *problem.layout
+    return loss, problem.rows, *statistics, *problem.layout
 
 
 @_fake("mp_nce_fwd")
 def _mp_nce_fwd_fake(
-    z, sample_ids, domain_ids, temperature, offset, weight, mask, ignore_domains, reduction, normalize, backend
+    z, sample_ids, domain_ids, temperature, offset, weight, mask, ignore_domains, keep, reduction, normalize, backend
 ):
     chosen = find(backend)
     m, d = z.shape
@@ -110,6 +111,7 @@ def _mp_nce_fwd_fake(
         z.new_empty((m,) if reduction == "none" else (), dtype=accumulator),
         z.new_empty(r, chosen.padded_columns(d), dtype=chosen.compute_dtype(z.dtype)),
         *(z.new_empty(r, dtype=accumulator) for _ in ("inv_norm", "lse", "coefficient")),
+        z.new_empty(_engine.kept_elements(chosen, r, accumulator, keep), dtype=accumulator),
         *Layout(
             order=z.new_empty(r, dtype=torch.int64),
             slot=z.new_empty(m, dtype=torch.int64),
@@ -122,11 +124,13 @@ def _mp_nce_fwd_fake(
 
 
 @_implement("mp_nce_bwd")
-def _mp_nce_bwd(grad, z, temperature, offset, weight, mask, rows, inv_norm, lse, coefficient, *layout_and_options):
+def _mp_nce_bwd(
+    grad, z, temperature, offset, weight, mask, rows, inv_norm, lse, coefficient, kept, *layout_and_options
+):
     *layout, need_embeddings, reduction, normalize, backend = layout_and_options
     problem = Problem(rows, Layout(*layout), temperature, offset, weight, mask)
     grad_z, grad_temperature, grad_offset = _engine.mp_nce_backward(
-        find(backend), grad, z, problem, inv_norm, lse, coefficient, reduction, normalize, need_embeddings
+        find(backend), grad, z, problem, inv_norm, lse, coefficient, kept, reduction, normalize, need_embeddings
     )
     return z.new_empty(0) if grad_z is None else grad_z, grad_temperature, grad_offset
 
@@ -138,7 +142,7 @@ def _mp_nce_bwd_fake(grad, z, temperature, offset, *saved_and_options):
 
 
 def _mp_nce_setup_context(ctx, inputs, output):
-    z, _, _, temperature, offset, weight, mask, _, *ctx.options = inputs
+    z, _, _, temperature, offset, weight, mask, _, _, *ctx.options = inputs
     ctx.save_for_backward(z, temperature, offset, weight, mask, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
@@ -146,12 +150,12 @@ def _mp_nce_setup_context(ctx, inputs, output):
 
 def _mp_nce_backward(ctx, grad, *_):
     if grad is None:
-        return (None,) * 11
+        return (None,) * 12
     need_embeddings = ctx.needs_input_grad[0]
     grad_z, grad_temperature, grad_offset = torch.ops.uniclip_kernels.mp_nce_bwd(
         grad, *ctx.saved_tensors, need_embeddings, *ctx.options
     )
-    return grad_z if need_embeddings else None, None, None, grad_temperature, grad_offset, *(None,) * 6
+    return grad_z if need_embeddings else None, None, None, grad_temperature, grad_offset, *(None,) * 7
 
 
 # ----------------------------------------------------------------------------------------------------- domain_similarity

@@ -34,7 +34,7 @@ class CPUBackend(Backend):
     column_multiple = 32
     known_on_host = True
     workspace_bytes = 4 << 20  # small enough to stay in the last-level cache
-    stores_transpose = True
+    kept_bytes = 16 << 20
 
     def unusable(self) -> str | None:
         return None
@@ -57,16 +57,26 @@ class CPUBackend(Backend):
         _ops.cpu_scatter_rows(grad_rows, z, slot, inv_norm, factor, normalize, grad)
         return grad
 
-    def similarity_lse(self, problem: Problem, rectangle: Rectangle, lse: Tensor) -> None:
-        _ops.cpu_similarity_lse(*_similarities(problem), *rectangle, lse)
+    def workspace(self, rows: Tensor, side: int) -> Tensor:
+        # H and its transpose. Were the rows a power of two apart, they would compete for the same lines of cache.
+        return rows.new_empty(2, side, side + self.block)
+
+    def similarity_lse(self, problem: Problem, rectangle: Rectangle, lse: Tensor, kept: Tensor | None) -> None:
+        _ops.cpu_similarity_lse(*_similarities(problem), *rectangle, lse, _or_empty(kept, lse))
 
     def similarity_grad(
-        self, problem: Problem, rectangle: Rectangle, lse: Tensor, coefficient: Tensor, sums: Tensor, work: Tensor
+        self,
+        problem: Problem,
+        rectangle: Rectangle,
+        lse: Tensor,
+        coefficient: Tensor,
+        kept: Tensor | None,
+        sums: Tensor,
+        work: Tensor,
     ) -> tuple[Tensor, Tensor]:
         h, h_transposed = work
-        _ops.cpu_similarity_grad(
-            *_similarities(problem), lse, coefficient, *rectangle, sums, h, h if rectangle.diagonal else h_transposed
-        )
+        out = sums, h, h if rectangle.diagonal else h_transposed
+        _ops.cpu_similarity_grad(*_similarities(problem), lse, coefficient, *rectangle, _or_empty(kept, lse), *out)
         return h, h_transposed
 
     def accumulate(self, out: Tensor, a: Tensor, b: Tensor) -> None:
@@ -80,8 +90,7 @@ class CPUBackend(Backend):
     def positives_backward(
         self, problem: Problem, lse: Tensor, scale: Tensor, grad_rows: Tensor | None, sums: Tensor
     ) -> None:
-        grad_rows = lse.new_empty(0, 0) if grad_rows is None else grad_rows
-        _ops.cpu_positives_backward(*_positives(problem), lse, scale, grad_rows, sums)
+        _ops.cpu_positives_backward(*_positives(problem), lse, scale, _or_empty(grad_rows, lse), sums)
 
     def similarity_matrix(
         self, x: Tensor, y: Tensor, x_domains: Tensor, y_domains: Tensor, temperature: Tensor, offset: Tensor
@@ -104,6 +113,10 @@ class CPUBackend(Backend):
         g, g_transposed = like.new_empty(mx, my), like.new_empty(my, mx)
         _ops.cpu_similarity_matrix_grad(grad, s, x_domains, y_domains, temperature, sums, g, g_transposed)
         return g, g_transposed
+
+
+def _or_empty(matrix: Tensor | None, like: Tensor) -> Tensor:
+    return like.new_empty(0, 0) if matrix is None else matrix
 
 
 def _accumulator(rows: Tensor) -> torch.dtype:

@@ -21,7 +21,6 @@ class CUDABackend(Backend):
     block = 128  # side of a tile of similarities, as in csrc/cuda/tile.cuh
     column_multiple = 32
     known_on_host = False
-    stores_transpose = False
 
     def __init__(self, device_type: str = "cuda", ops=torch.ops.uniclip_kernels, workspace_bytes: int = 256 << 20):
         self.device_type = device_type
@@ -59,7 +58,7 @@ class CUDABackend(Backend):
         self.ops.cuda_scatter_rows(grad_rows, z, slot, inv_norm, factor, normalize, grad)
         return grad
 
-    def similarity_lse(self, problem: Problem, rectangle: Rectangle, lse: Tensor) -> None:
+    def similarity_lse(self, problem: Problem, rectangle: Rectangle, lse: Tensor, kept: None) -> None:
         tiles = self._tiles(rectangle)
         by_row = lse.new_empty(tiles[3], tiles[2] * self.block)
         by_col = by_row if rectangle.diagonal else lse.new_empty(tiles[2], tiles[3] * self.block)
@@ -69,7 +68,14 @@ class CUDABackend(Backend):
             self.ops.cuda_merge_lse(lse[rectangle.j0 : rectangle.j1], by_col)
 
     def similarity_grad(
-        self, problem: Problem, rectangle: Rectangle, lse: Tensor, coefficient: Tensor, sums: Tensor, work: Tensor
+        self,
+        problem: Problem,
+        rectangle: Rectangle,
+        lse: Tensor,
+        coefficient: Tensor,
+        kept: None,
+        sums: Tensor,
+        work: Tensor,
     ) -> tuple[Tensor, Tensor]:
         i0, i1, j0, j1 = rectangle
         tiles = self._tiles(rectangle)

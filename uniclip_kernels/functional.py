@@ -74,8 +74,9 @@ def mp_nce(
         options = dict(temperature=tau, offset=b, weight=w, domain_mask=domain_mask, reduction=reduction)
         ids = None if ignore_domains else domain_ids
         return reference.mp_nce(embeddings, sample_ids, ids, normalize=normalize, **options)
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (embeddings, tau, b))
     return torch.ops.uniclip_kernels.mp_nce_fwd(
-        embeddings, sample_ids, domain_ids, tau, b, w, domain_mask, ignore_domains, reduction, normalize, chosen
+        embeddings, sample_ids, domain_ids, tau, b, w, domain_mask, ignore_domains, keep, reduction, normalize, chosen
     )[0]
 
 

@@ -16,10 +16,10 @@ void scatter_rows(const Tensor grad_rows, const Tensor z, const Tensor slot, con
                   bool normalize, Tensor grad);
 
 void similarity_lse(const Tensor rows, const Tensor ids, const Tensor tiles, const Tensor temperature,
-                    const Tensor offset, int64_t i0, int64_t i1, int64_t j0, int64_t j1, Tensor lse);
+                    const Tensor offset, int64_t i0, int64_t i1, int64_t j0, int64_t j1, Tensor lse, Tensor kept);
 void similarity_grad(const Tensor rows, const Tensor ids, const Tensor tiles, const Tensor temperature,
                      const Tensor offset, const Tensor lse, const Tensor coefficient, int64_t i0, int64_t i1,
-                     int64_t j0, int64_t j1, Tensor sums, Tensor h, Tensor h_transposed);
+                     int64_t j0, int64_t j1, const Tensor kept, Tensor sums, Tensor h, Tensor h_transposed);
 void accumulate(Tensor out, const Tensor a, const Tensor b);
 
 void positives_forward(const Tensor rows, const Tensor tiles, const Tensor runs, const Tensor count,

@@ -10,11 +10,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(uniclip_kernels, m) {
       "Tensor(a!) grad) -> ()");
   m.def(
       "cpu_similarity_lse(Tensor rows, Tensor ids, Tensor tiles, Tensor temperature, Tensor offset, int i0, int i1, "
-      "int j0, int j1, Tensor(a!) lse) -> ()");
+      "int j0, int j1, Tensor(a!) lse, Tensor(b!) kept) -> ()");
   m.def(
       "cpu_similarity_grad(Tensor rows, Tensor ids, Tensor tiles, Tensor temperature, Tensor offset, Tensor lse, "
-      "Tensor coefficient, int i0, int i1, int j0, int j1, Tensor(a!) sums, Tensor(b!) h, Tensor(c!) h_transposed) -> "
-      "()");
+      "Tensor coefficient, int i0, int i1, int j0, int j1, Tensor kept, Tensor(a!) sums, Tensor(b!) h, "
+      "Tensor(c!) h_transposed) -> ()");
   m.def("cpu_accumulate(Tensor(a!) out, Tensor a, Tensor b) -> ()");
   m.def(
       "cpu_positives_forward(Tensor rows, Tensor tiles, Tensor runs, Tensor count, Tensor temperature, Tensor offset, "

@@ -25,22 +25,66 @@ template <class T>
 inline Vec<T> splat(T x) {
   return x - Vec<T>{};
 }
-template <class T>
-inline T sum(Vec<T> v) {
-  T total = 0;
-  for (int l = 0; l < kLanes<T>; ++l) total += v[l];
-  return total;
-}
-template <class T>
-inline T maximum(Vec<T> v) {
-  T best = v[0];
-  for (int l = 1; l < kLanes<T>; ++l) best = best < v[l] ? v[l] : best;
-  return best;
-}
 template <class V>
 inline V larger(V a, V b) {
   return a > b ? a : b;
 }
+
+// Lane l of the result is lane Source::of(l) of a and b, one after the other.
+template <class Source, class V, int... lanes>
+inline V shuffle(V a, V b, std::integer_sequence<int, lanes...>) {
+  return __builtin_shufflevector(a, b, Source::of(lanes)...);
+}
+template <class Source, class V>
+inline V shuffle(V a, V b) {
+  return shuffle<Source>(a, b, std::make_integer_sequence<int, sizeof(V) / sizeof(a[0])>());
+}
+
+template <int half>
+struct Swapped {
+  static constexpr int of(int lane) { return lane ^ half; }
+};
+// All lanes joined: halves of the vector with each other, then quarters, and so on.
+template <int half, class V, class F>
+inline auto reduce(V v, const F& join) {
+  if constexpr (half == 0) {
+    return v[0];
+  } else {
+    return reduce<half / 2>(join(v, shuffle<Swapped<half>>(v, v)), join);
+  }
+}
+template <class T>
+inline T sum(Vec<T> v) {
+  return reduce<kLanes<T> / 2>(v, [](Vec<T> a, Vec<T> b) { return a + b; });
+}
+template <class T>
+inline T maximum(Vec<T> v) {
+  return reduce<kLanes<T> / 2>(v, larger<Vec<T>>);
+}
+
+// Two rows trade blocks of `half` lanes: those right in the upper one for those left in the lower one.
+template <int lanes, int half>
+struct Upper {
+  static constexpr int of(int lane) { return lane & half ? lanes + lane - half : lane; }
+};
+template <int lanes, int half>
+struct Lower {
+  static constexpr int of(int lane) { return lane & half ? lanes + lane : lane + half; }
+};
+// A square of as many vectors as each has lanes, transposed.
+template <class V, int lanes, int half = lanes / 2>
+inline void transpose_square(V (&rows)[lanes]) {
+  if constexpr (half > 0) {
+    for (int r = 0; r < lanes; ++r) {
+      if (r & half) continue;
+      const V upper = shuffle<Upper<lanes, half>>(rows[r], rows[r + half]);
+      rows[r + half] = shuffle<Lower<lanes, half>>(rows[r], rows[r + half]);
+      rows[r] = upper;
+    }
+    transpose_square<V, lanes, half / 2>(rows);
+  }
+}
+
 // 0, 1, 2, …
 template <class T>
 inline Vec<T> iota() {

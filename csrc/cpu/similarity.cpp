@@ -44,12 +44,13 @@ class Rectangle {
 
   struct Scratch {
     Buffer<C> packed;
-    Buffer<T> dots, spare;  // the tile, and room for another
+    Buffer<T> dots, h;
   };
 
-  // f(it, jt, tile, spare) for all tiles, with the dot products in the tile.
+  // f(it, jt, tile, room for H) for all tiles, with the dot products in the tile. They are those in `kept`, if it is
+  // not empty: `computed` tells whether they are there already.
   template <class F>
-  void for_each_tile(const F& f) const {
+  void for_each_tile(const Matrix<T>& kept, bool computed, const F& f) const {
     const int64_t chunks = ceil_div(row_tiles(), kRowTiles);
     const int64_t d = rows_.cols;
     const auto scratch = [&] {
@@ -61,22 +62,24 @@ class Rectangle {
       const int64_t end = std::min(first + kRowTiles, diagonal() ? jt + 1 : row_tiles());
       if (first >= end) return;
       const int64_t j = j0 + jt * kTile, cols = std::min(kTile, j1 - j), n = round_up(cols, kBlock);
-      for (int64_t k = 0; k < d; k += kDepth) {
+      for (int64_t k = 0; k < d && !computed; k += kDepth) {
         pack_b_transposed(rows_[j] + k, rows_.stride, n, std::min(kDepth, d - k), s.packed.get() + k * n);
       }
       for (int64_t it = first; it < end; ++it) {
         const int64_t i = i0 + it * kTile, count = std::min(kTile, i1 - i), m = round_up(count, kBlock);
-        for (int64_t k = 0; k < d; k += kDepth) {
-          gemm(m, n, std::min(kDepth, d - k), rows_[i] + k, rows_.stride, s.packed.get() + k * n, n, s.dots.get(), n,
+        T* dots = kept.rows > 0 ? kept[it * kTile] + jt * kTile : s.dots.get();
+        const int64_t stride = kept.rows > 0 ? kept.stride : n;
+        for (int64_t k = 0; k < d && !computed; k += kDepth) {
+          gemm(m, n, std::min(kDepth, d - k), rows_[i] + k, rows_.stride, s.packed.get() + k * n, n, dots, stride,
                k > 0);
         }
-        Tile<T> tile{s.dots.get(), n, int(count), int(cols), int(m), scale_, shift_, nullptr, nullptr};
-        if (std::max(ids_[i], ids_[j]) <=
-            std::min(ids_[i + count - 1], ids_[j + cols - 1])) {  // ids ascend: ranges meet
+        Tile<T> tile{dots, stride, int(count), int(cols), int(m), int(n), scale_, shift_, nullptr, nullptr};
+        // ids ascend: the ranges meet
+        if (std::max(ids_[i], ids_[j]) <= std::min(ids_[i + count - 1], ids_[j + cols - 1])) {
           tile.row_ids = ids_ + i;
           tile.col_ids = ids_ + j;
         }
-        f(it, jt, tile, s.spare.get());
+        f(it, jt, tile, s.h.get());
       }
     });
   }
@@ -112,7 +115,7 @@ void merge(T* lse, const Partials<T>& partials, int64_t slots) {
 }  // namespace
 
 void similarity_lse(const Tensor rows, const Tensor ids, const Tensor tiles, const Tensor temperature,
-                    const Tensor offset, int64_t i0, int64_t i1, int64_t j0, int64_t j1, Tensor lse) {
+                    const Tensor offset, int64_t i0, int64_t i1, int64_t j0, int64_t j1, Tensor lse, Tensor kept) {
   dispatch_compute(rows, [&](auto compute) {
     using C = typename decltype(compute)::type;
     using T = Accumulator<C>;
@@ -120,7 +123,7 @@ void similarity_lse(const Tensor rows, const Tensor ids, const Tensor tiles, con
     // A slot gets one part from each tile beside it. On the diagonal, those above it come to it as columns.
     const Partials<T> by_row(r.col_tiles(), i1 - i0);
     const Partials<T> by_col(r.diagonal() ? 0 : r.row_tiles(), j1 - j0);
-    r.for_each_tile([&](int64_t it, int64_t jt, const Tile<T>& tile, T*) {
+    r.for_each_tile(matrix<T>(kept), false, [&](int64_t it, int64_t jt, const Tile<T>& tile, T*) {
       T unused_max[kTile], unused_sum[kTile];
       const auto row = by_row.at(jt, it * kTile);
       auto col = r.diagonal() ? by_row.at(it, jt * kTile) : by_col.at(it, jt * kTile);
@@ -135,7 +138,7 @@ void similarity_lse(const Tensor rows, const Tensor ids, const Tensor tiles, con
 
 void similarity_grad(const Tensor rows, const Tensor ids, const Tensor tiles, const Tensor temperature,
                      const Tensor offset, const Tensor lse, const Tensor coefficient, int64_t i0, int64_t i1,
-                     int64_t j0, int64_t j1, Tensor sums, Tensor h, Tensor h_transposed) {
+                     int64_t j0, int64_t j1, const Tensor kept, Tensor sums, Tensor h, Tensor h_transposed) {
   dispatch_compute(rows, [&](auto compute) {
     using C = typename decltype(compute)::type;
     using T = Accumulator<C>;
@@ -145,23 +148,22 @@ void similarity_grad(const Tensor rows, const Tensor ids, const Tensor tiles, co
     const T* lse_of = vector<T>(lse);
     const T* coefficient_of = vector<T>(coefficient);
     std::vector<double> parts(2 * r.row_tiles() * r.col_tiles(), 0.0);
-    r.for_each_tile([&](int64_t it, int64_t jt, const Tile<T>& tile, T* turned) {
+    const Matrix<T> dots = matrix<T>(kept);
+    r.for_each_tile(dots, dots.rows > 0, [&](int64_t it, int64_t jt, const Tile<T>& tile, T* tile_h) {
       const int64_t i = it * kTile, j = jt * kTile;
       T row_lse[kTile], col_lse[kTile];
       for (int64_t k = 0; k < tile.padded_rows; ++k) row_lse[k] = lse_of[i0 + i + k] * T(kLog2E);
-      for (int64_t k = 0; k < tile.stride; ++k) col_lse[k] = lse_of[j0 + j + k] * T(kLog2E);
+      for (int64_t k = 0; k < tile.padded_cols; ++k) col_lse[k] = lse_of[j0 + j + k] * T(kLog2E);
       double* part = &parts[2 * (it * r.col_tiles() + jt)];
-      const T factor = T(1) / r.tau;
-      kernels.grad_tile(tile, row_lse, coefficient_of + i0 + i, col_lse, coefficient_of + j0 + j, factor, out[i] + j,
-                        out.stride, part);
+      kernels.grad_tile(tile, row_lse, coefficient_of + i0 + i, col_lse, coefficient_of + j0 + j, T(1) / r.tau, tile_h,
+                        out[i] + j, out.stride, part);
       if (r.diagonal() && it == jt) {  // holds every pair twice
         part[0] /= 2;
         part[1] /= 2;
         return;
       }
-      pack_b_transposed(tile.dots, tile.stride, tile.padded_rows, tile.stride, turned);
       const auto& to = r.diagonal() ? out : out_transposed;
-      kernels.store_tile(turned, tile.padded_rows, int(tile.stride), tile.padded_rows, factor, to[j] + i, to.stride);
+      kernels.store_transposed(tile_h, tile.padded_rows, tile.padded_cols, to[j] + i, to.stride);
     });
     double* total = vector<double>(sums) + 2 * (r.domain_i * temperature.size(1) + r.domain_j);
     for (size_t p = 0; p < parts.size(); p += 2) {

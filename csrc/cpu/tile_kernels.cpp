@@ -8,6 +8,7 @@
 #include <limits>
 #include <string_view>
 #include <type_traits>
+#include <utility>
 
 #pragma GCC diagnostic ignored "-Wpsabi"
 

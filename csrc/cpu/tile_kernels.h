@@ -12,9 +12,9 @@ constexpr int kMaxTile = 256;
 template <class T>
 struct Tile {
   T* dots;
-  int64_t stride;  // of rows; a multiple of the widest vector
-  int rows, cols;  // filled; columns up to `stride` and rows up to `padded_rows` may be read and written
-  int padded_rows;
+  int64_t stride;                // of rows
+  int rows, cols;                // filled
+  int padded_rows, padded_cols;  // may be read; multiples of the widest vector
   T scale, shift;
   const int32_t* row_ids;  // sample numbers, or null where the tile cannot hold two rows of one sample
   const int32_t* col_ids;
@@ -32,19 +32,19 @@ template <class C>
 struct TileKernels {
   using T = Accumulator<C>;
 
-  // Row and column statistics of the negatives of a tile. Overwrites the dot products.
+  // Row and column statistics of the negatives of a tile. Overwrites the dot products of other pairs.
   void (*lse_tile)(const Tile<T>& tile, Statistics<T> row, Statistics<T> col);
 
   // lse[i] (natural) joined with parts[p * stride + i], p < parts, for i < n.
   void (*merge_lse)(T* lse, Statistics<T> parts, int count, int64_t stride, int64_t n);
 
-  // H of the negatives, zero elsewhere up to the padding: in place of the dot products, and times `factor`, rounded to
-  // C, in out. lse in base 2. Sets Σ H and Σ H x.
+  // factor * H of the negatives, zero elsewhere up to the padding: in h, in rows of padded_cols, and rounded to C in
+  // out. lse in base 2. Sets Σ H and Σ H x.
   void (*grad_tile)(const Tile<T>& tile, const T* row_lse, const T* row_coefficient, const T* col_lse,
-                    const T* col_coefficient, T factor, C* out, int64_t out_stride, double sums[2]);
+                    const T* col_coefficient, T factor, T* h, C* out, int64_t out_stride, double sums[2]);
 
-  // out = factor * in, rounded to C; cols is a multiple of the widest vector.
-  void (*store_tile)(const T* in, int64_t in_stride, int rows, int cols, T factor, C* out, int64_t out_stride);
+  // out = in transposed, rounded to C; rows and cols of `in` are multiples of the widest vector.
+  void (*store_transposed)(const T* in, int rows, int cols, C* out, int64_t out_stride);
 
   // out = a[0], b[0], a[1], b[1], …; n is a multiple of the widest vector.
   void (*interleave)(const C* a, const C* b, C* out, int64_t n);

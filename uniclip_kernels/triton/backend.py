@@ -26,7 +26,6 @@ class TritonBackend(Backend):
     block = 128  # side of a tile of similarities
     column_multiple = 64
     known_on_host = False
-    stores_transpose = False
 
     def __init__(self, device_type: str = "cuda", launch: Launcher | None = None, workspace_bytes: int = 256 << 20):
         self.device_type = device_type
@@ -62,7 +61,7 @@ class TritonBackend(Backend):
         self.launch(scatter_rows_kernel, (triton.cdiv(m, block["ROWS"]),), *args, **block)
         return grad
 
-    def similarity_lse(self, problem: Problem, rectangle: Rectangle, lse: Tensor) -> None:
+    def similarity_lse(self, problem: Problem, rectangle: Rectangle, lse: Tensor, kept: None) -> None:
         i0, i1, j0, j1 = rectangle
         row_tiles, col_tiles = (i1 - i0) // self.block, (j1 - j0) // self.block
         by_row = lse.new_empty(col_tiles, i1 - i0)
@@ -77,7 +76,14 @@ class TritonBackend(Backend):
         self.launch(merge_lse_kernel, (slots // _MERGE["SLOTS"],), lse, parts, slots, count, **_MERGE)
 
     def similarity_grad(
-        self, problem: Problem, rectangle: Rectangle, lse: Tensor, coefficient: Tensor, sums: Tensor, work: Tensor
+        self,
+        problem: Problem,
+        rectangle: Rectangle,
+        lse: Tensor,
+        coefficient: Tensor,
+        kept: None,
+        sums: Tensor,
+        work: Tensor,
     ) -> tuple[Tensor, Tensor]:
         i0, i1, j0, j1 = rectangle
         row_tiles, col_tiles = (i1 - i0) // self.block, (j1 - j0) // self.block
