@@ -18,7 +18,8 @@ WRONG_FRAGMENT = ("tile.cuh", "in_stage(row, k * 2 + place.lane / 8 % 2)", "in_s
 
 
 def run(*args, **options) -> subprocess.CompletedProcess:
-    environment = os.environ | {"UBSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_leaks=0"}
+    stop = "halt_on_error=1"
+    environment = os.environ | {"UBSAN_OPTIONS": stop, "TSAN_OPTIONS": stop, "ASAN_OPTIONS": "detect_leaks=0"}
     program = build.driver(*args, **options)
     return subprocess.run([program], capture_output=True, text=True, env=environment)
 

@@ -1,40 +1,54 @@
-// Every kernel once, on a small problem in buffers of exact size, against double precision: what the sanitizers run.
-// Two domains of 24 and 16 rows, two rows of each sample next to each other; then one empty tile.
+// Every kernel on every type of rows, on a small problem in buffers of exact size, against double precision: what the
+// sanitizers run. Two domains of 24 and 16 rows, two rows of each sample next to each other; then one empty tile.
 #include <cmath>
 #include <cstdio>
 #include <stdexcept>
 #include <vector>
 
-#include "emulation.h"
 #include "ops.h"
+#include "types.cuh"
 
 namespace {
 
-using uniclip::cuda::Operand;
+using namespace uniclip::cuda;
+
+// What is allowed for rounding: of the products, and of rows and gradients that are stored.
+template <class T>
+constexpr double kTolerance = std::is_same_v<T, Float>      ? 2e-5
+                              : std::is_same_v<T, BFloat16> ? 1e-2
+                                                            : 2e-3;
 
 constexpr int kBlock = 128, kSlots = 3 * kBlock, kTiles = 3, kDomains = 2, kColumns = 40, kPadded = 64, kRows = 40;
 constexpr int kFilled[kTiles] = {24, 16, 0};
+// Rectangles of tiles as the engine walks them: [i0, i1) x [j0, j1).
+constexpr struct Rectangle {
+  int i0, i1, j0, j1;
+} kRectangles[] = {{0, 1, 0, 1}, {0, 1, 1, 3}, {1, 3, 1, 3}};
 
 int failures = 0;
 
-void check(const char* what, double got, double expected, double scale) {
-  if (std::fabs(got - expected) <= 2e-5 * scale) return;
+void check(const char* what, double got, double expected, double allowed) {
+  if (std::fabs(got - expected) <= allowed) return;
   if (++failures <= 10) std::printf("WRONG %s: %g, expected %g\n", what, got, expected);
 }
 void check_launch(int error) {
   if (error != 0) throw std::runtime_error("launch failed");
 }
 
+template <class E>
 struct Problem {
-  std::vector<float> z = std::vector<float>(kRows * kColumns);
+  std::vector<E> z = std::vector<E>(kRows * kColumns);
   std::vector<int64_t> order = std::vector<int64_t>(kSlots, -1), slot = std::vector<int64_t>(kRows);
   std::vector<int> ids = std::vector<int>(kSlots, -1), tiles, count = std::vector<int>(kSlots);
   std::vector<int> runs = std::vector<int>(kSlots * kDomains * 2);
   std::vector<float> temperature{0.1f, 0.2f, 0.2f, 0.3f}, offset{0, 0.1f, 0.1f, -0.1f}, weight{1, 0.5f, 2, 1};
+  std::vector<unsigned char> mask{1, 1, 1, 1};
 
   Problem() {
     uint32_t state = 1;
-    for (float& x : z) x = static_cast<float>((state = state * 1664525u + 1013904223u) >> 8) / (1 << 24) - 0.5f;
+    for (E& x : z) {
+      x = from_float<E>(static_cast<float>((state = state * 1664525u + 1013904223u) >> 8) / (1 << 24) - 0.5f);
+    }
     int64_t row = 0;
     for (int a = 0; a < kTiles; ++a) {
       const int filled = kFilled[a];
@@ -56,37 +70,50 @@ struct Problem {
   int domain(int i) const { return tiles[i / kBlock * 4]; }
 };
 
-double dot(const std::vector<float>& rows, int i, int j) {
-  double sum = 0;
-  for (int c = 0; c < kPadded; ++c) sum += double(rows[i * kPadded + c]) * rows[j * kPadded + c];
-  return sum;
-}
-
-void run() {
-  const Problem p;
-  const auto operand = Operand::kFloat;
-  std::vector<float> rows(kSlots * kPadded, NAN), inv_norm(kSlots, NAN);
-  check_launch(uniclip_cuda_gather_rows(operand, p.z.data(), kColumns, 1, kColumns, p.order.data(), kSlots, kPadded,
-                                        true, rows.data(), inv_norm.data(), nullptr));
+template <class T>
+void run(Operand operand) {
+  using E = typename T::Element;
+  const E kUnwritten = from_float<E>(NAN);
+  const Problem<E> p;
+  std::vector<E> rows(kSlots * kPadded, kUnwritten);
+  std::vector<float> inv_norm(kSlots, NAN);
+  const auto near = [](const char* what, double got, double expected, double scale) {
+    check(what, got, expected, kTolerance<T> * scale);
+  };
+  const auto dot = [&](int i, int j) {
+    double sum = 0;
+    for (int c = 0; c < kPadded; ++c) sum += double(to_float(rows[i * kPadded + c])) * to_float(rows[j * kPadded + c]);
+    return sum;
+  };
   const auto s = [&](int i, int j) {
     const int pair = p.domain(i) * kDomains + p.domain(j);
-    return (dot(rows, i, j) - p.offset[pair]) / p.temperature[pair];
+    return (dot(i, j) - p.offset[pair]) / p.temperature[pair];
   };
+
+  check_launch(uniclip_cuda_gather_rows(operand, p.z.data(), kColumns, 1, kColumns, p.order.data(), kSlots, kPadded,
+                                        true, rows.data(), inv_norm.data(), nullptr));
   std::vector<int> filled;
   for (int i = 0; i < kSlots; ++i) {
     if (p.order[i] >= 0) filled.push_back(i);
-    check("norm", dot(rows, i, i), p.order[i] >= 0 ? 1 : 0, 1);
+    near("norm", dot(i, i), p.order[i] >= 0 ? 1 : 0, 1);
   }
 
-  std::vector<float> lse(kSlots, -INFINITY), by_row(kTiles * kSlots, NAN);
-  check_launch(uniclip_cuda_similarity_lse(operand, rows.data(), kPadded, p.ids.data(), p.tiles.data(),
-                                           p.temperature.data(), p.offset.data(), nullptr, kDomains, by_row.data(),
-                                           by_row.data(), 0, 0, kTiles, kTiles, nullptr));
-  check_launch(uniclip_cuda_merge_lse(lse.data(), by_row.data(), kSlots, kTiles, nullptr));
+  std::vector<float> lse(kSlots, -INFINITY);
+  for (const auto [i0, i1, j0, j1] : kRectangles) {
+    const int height = i1 - i0, width = j1 - j0;
+    std::vector<float> by_row(width * height * kBlock, NAN), by_col(i0 == j0 ? 0 : by_row.size(), NAN);
+    check_launch(uniclip_cuda_similarity_lse(operand, rows.data(), kPadded, p.ids.data(), p.tiles.data(),
+                                             p.temperature.data(), p.offset.data(), p.mask.data(), kDomains,
+                                             by_row.data(), i0 == j0 ? by_row.data() : by_col.data(), i0, j0, height,
+                                             width, nullptr));
+    check_launch(uniclip_cuda_merge_lse(&lse[i0 * kBlock], by_row.data(), height * kBlock, width, nullptr));
+    if (i0 == j0) continue;
+    check_launch(uniclip_cuda_merge_lse(&lse[j0 * kBlock], by_col.data(), width * kBlock, height, nullptr));
+  }
   for (int i : filled) {
     double sum = 0;
     for (int j : filled) sum += p.ids[i] != p.ids[j] ? std::exp(s(i, j)) : 0;
-    check("lse", lse[i], std::log(sum), 10);
+    near("lse", lse[i], std::log(sum), 10);
   }
 
   std::vector<float> loss(kSlots, NAN), coefficient(kSlots, NAN);
@@ -99,36 +126,34 @@ void run() {
   for (int i : filled) {
     double slope = 0;
     for (int j : filled) slope += i != j && p.ids[i] == p.ids[j] ? a(i, j) : 0;
-    check("coefficient", coefficient[i], slope, 2);
+    near("coefficient", coefficient[i], slope, 2);
   }
 
-  std::vector<float> h(kSlots * kSlots, NAN), parts(2 * kTiles * kTiles, NAN);
-  check_launch(uniclip_cuda_similarity_grad(operand, rows.data(), kPadded, p.ids.data(), p.tiles.data(),
-                                            p.temperature.data(), p.offset.data(), nullptr, kDomains, lse.data(),
-                                            coefficient.data(), h.data(), parts.data(), 0, 0, kTiles, kTiles, nullptr));
-  std::vector<double> sums(kDomains * kDomains * 2, 0.0), expected_sums = sums;
-  check_launch(uniclip_cuda_add_pair_sums(parts.data(), kTiles, kTiles, p.tiles.data(), 1, 4, p.tiles.data(), 4, true,
-                                          kDomains, sums.data(), nullptr));
   const auto gradient = [&](int i, int j) {
     if (p.ids[i] == p.ids[j]) return i == j ? 0.0 : -(a(i, j) + a(j, i));
     return std::exp(s(i, j) - lse[i]) * coefficient[i] + std::exp(s(i, j) - lse[j]) * coefficient[j];
   };
-  std::vector<double> expected_rows(kSlots * kPadded, 0.0);
-  for (int i : filled) {
-    for (int j : filled) {
-      const int pair = p.domain(i) * kDomains + p.domain(j);
-      const double value = gradient(i, j);
-      if (p.ids[i] != p.ids[j]) check("H", h[i * kSlots + j], value / p.temperature[pair], 20);
-      if (i < j) expected_sums[pair * 2] += value;
-      if (i < j) expected_sums[pair * 2 + 1] += value * s(i, j);
-      if (p.ids[i] != p.ids[j]) continue;
-      for (int c = 0; c < kPadded; ++c) {
-        expected_rows[i * kPadded + c] += value / p.temperature[pair] * rows[j * kPadded + c];
+  std::vector<double> sums(kDomains * kDomains * 2, 0.0), expected_sums = sums;
+  for (const auto [i0, i1, j0, j1] : kRectangles) {
+    const int height = i1 - i0, width = j1 - j0;
+    std::vector<E> h(height * width * kBlock * kBlock, kUnwritten);
+    std::vector<float> parts(2 * height * width, NAN);
+    check_launch(uniclip_cuda_similarity_grad(operand, rows.data(), kPadded, p.ids.data(), p.tiles.data(),
+                                              p.temperature.data(), p.offset.data(), p.mask.data(), kDomains,
+                                              lse.data(), coefficient.data(), h.data(), parts.data(), i0, j0, height,
+                                              width, nullptr));
+    check_launch(uniclip_cuda_add_pair_sums(parts.data(), height, width, &p.tiles[i0 * 4], 1, 4, &p.tiles[j0 * 4], 4,
+                                            i0 == j0, kDomains, sums.data(), nullptr));
+    for (int i = i0 * kBlock; i < i1 * kBlock; ++i) {
+      for (int j = j0 * kBlock; j < j1 * kBlock; ++j) {
+        const bool negatives = p.ids[i] >= 0 && p.ids[j] >= 0 && p.ids[i] != p.ids[j];
+        const double value = negatives ? gradient(i, j) / p.temperature[p.domain(i) * kDomains + p.domain(j)] : 0;
+        near("H", to_float(h[(i - i0 * kBlock) * width * kBlock + j - j0 * kBlock]), value, 20);
       }
     }
   }
 
-  std::vector<float> grad_rows(kSlots * kPadded, 0.f), grad(kRows * kColumns, NAN), ones(kSlots, 1.f), factor(1, 0.5f);
+  std::vector<float> grad_rows(kSlots * kPadded, 0.f), ones(kSlots, 1.f), factor(1, 0.5f);
   std::vector<float> positive_parts(2 * kSlots * kDomains, NAN);
   check_launch(uniclip_cuda_positives_backward(operand, rows.data(), kSlots, kPadded, p.tiles.data(), p.runs.data(),
                                                p.count.data(), p.temperature.data(), p.offset.data(), p.weight.data(),
@@ -136,20 +161,38 @@ void run() {
                                                positive_parts.data(), nullptr));
   check_launch(uniclip_cuda_add_pair_sums(positive_parts.data(), kSlots, kDomains, p.tiles.data(), kBlock, 4, nullptr,
                                           0, false, kDomains, sums.data(), nullptr));
-  for (size_t k = 0; k < sums.size(); ++k) check("sums", sums[k], expected_sums[k], 100);
-  for (size_t k = 0; k < grad_rows.size(); ++k) check("grad_rows", grad_rows[k], expected_rows[k], 10);
+  std::vector<double> expected_rows(kSlots * kPadded, 0.0);
+  for (int i : filled) {
+    for (int j : filled) {
+      const int pair = p.domain(i) * kDomains + p.domain(j);
+      const double value = gradient(i, j);
+      if (i < j) expected_sums[pair * 2] += value;
+      if (i < j) expected_sums[pair * 2 + 1] += value * s(i, j);
+      if (p.ids[i] != p.ids[j]) continue;
+      for (int c = 0; c < kPadded; ++c) {
+        expected_rows[i * kPadded + c] += value / p.temperature[pair] * to_float(rows[j * kPadded + c]);
+      }
+    }
+  }
+  for (size_t k = 0; k < sums.size(); ++k) near("sums", sums[k], expected_sums[k], 100);
+  for (size_t k = 0; k < grad_rows.size(); ++k) near("grad_rows", grad_rows[k], expected_rows[k], 10);
+
+  std::vector<E> grad(kRows * kColumns, kUnwritten);
   check_launch(uniclip_cuda_scatter_rows(operand, grad_rows.data(), kPadded, p.z.data(), kColumns, 1, kColumns,
                                          p.slot.data(), kRows, inv_norm.data(), factor.data(), true, grad.data(),
                                          nullptr));
   for (int row = 0; row < kRows; ++row) {  // z · ∂/∂z is 0 for a function of the direction of z
     double along = 0;
-    for (int c = 0; c < kColumns; ++c) along += double(grad[row * kColumns + c]) * p.z[row * kColumns + c];
-    check("grad", along, 0, 10);
+    for (int c = 0; c < kColumns; ++c) {
+      along += double(to_float(grad[row * kColumns + c])) * to_float(p.z[row * kColumns + c]);
+    }
+    near("grad", along, 0, 10);
   }
 
   constexpr int kOthers = 13;
   std::vector<int> domains(kFilled[0], 0), other_domains(kOthers, 1);
-  std::vector<float> matrix(kFilled[0] * kOthers, NAN), g(kBlock * kBlock, NAN), row_parts(2 * kFilled[0] * kDomains);
+  std::vector<float> matrix(kFilled[0] * kOthers, NAN), row_parts(2 * kFilled[0] * kDomains);
+  std::vector<E> g(kBlock * kBlock, kUnwritten);
   check_launch(uniclip_cuda_similarity_matrix(operand, rows.data(), rows.data() + kBlock * kPadded, kPadded,
                                               domains.data(), other_domains.data(), p.temperature.data(),
                                               p.offset.data(), kDomains, kFilled[0], kOthers, matrix.data(), nullptr));
@@ -158,8 +201,8 @@ void run() {
                                                    kOthers, g.data(), kBlock, kBlock, row_parts.data(), nullptr));
   for (int i = 0; i < kFilled[0]; ++i) {
     for (int j = 0; j < kOthers; ++j) {
-      check("s", matrix[i * kOthers + j], s(i, kBlock + j), 20);
-      check("g", g[i * kBlock + j], s(i, kBlock + j) / p.temperature[1], 100);
+      near("s", matrix[i * kOthers + j], s(i, kBlock + j), 20);
+      near("g", to_float(g[i * kBlock + j]), s(i, kBlock + j) / p.temperature[1], 100);
     }
   }
 }
@@ -175,7 +218,10 @@ int main() {
   for (int order : orders) {
     emulation::thread_order = order;
     try {
-      run();
+      run<Float>(Operand::kFloat);
+      run<TF32>(Operand::kTF32);
+      run<BFloat16>(Operand::kBFloat16);
+      run<Half>(Operand::kHalf);
     } catch (const std::exception& error) {
       std::printf("%s\n", error.what());
       return 2;
