@@ -35,12 +35,13 @@ class CPUBackend(Backend):
     known_on_host = True
     workspace_bytes = 4 << 20  # small enough to stay in the last-level cache
     kept_bytes = 16 << 20
+    multiplies_bfloat16 = _C.cpu_has_fast_bfloat16()  # as it is, not as float32
 
     def unusable(self) -> str | None:
         return None
 
     def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        if dtype == torch.bfloat16 and _C.cpu_has_fast_bfloat16():
+        if dtype == torch.bfloat16 and self.multiplies_bfloat16:
             return dtype
         return torch.float64 if dtype == torch.float64 else torch.float32
 

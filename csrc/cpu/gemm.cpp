@@ -69,7 +69,10 @@ void gemm_release() { blas::brgemm_release(/*is_vnni=*/true); }
 
 bool has_fast_bfloat16() {
 #if defined(__x86_64__)
-  return std::string_view(instruction_set()) == "avx512" && __builtin_cpu_supports("avx512bf16");
+  if (std::string_view(instruction_set()) != "avx512" || !__builtin_cpu_supports("avx512bf16")) return false;
+  // Intel's processors since Sapphire Rapids have tiles for it, which a virtual machine may hide; with vectors they
+  // need twice the time of float32.
+  return __builtin_cpu_supports("amx-bf16") || __builtin_cpu_is("cooperlake") || !__builtin_cpu_is("intel");
 #else
   return false;
 #endif
