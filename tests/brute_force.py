@@ -124,7 +124,11 @@ def domain_similarity(
     upstream: np.ndarray,
     normalize: bool = True,
 ) -> Similarity:
-    """s_ij = (cos - b) / τ of (Mx, D) and (My, D) rows, and the gradients of Σ upstream s."""
+    """s_ij = (cos - b) / τ of (Mx, D) and (My, D) rows, and the gradients of Σ upstream s.
+
+    In long double where there is one: in float64, the error of this very formula would count as none.
+    """
+    x, y, temperature, offset, upstream = (a.astype(np.longdouble) for a in (x, y, temperature, offset, upstream))
     (x_unit, x_norm), (y_unit, y_norm) = (_unit_rows(z, normalize) for z in (x, y))
     pair = (
         np.minimum.outer(x_domain_ids, y_domain_ids).astype(int),
@@ -134,6 +138,7 @@ def domain_similarity(
     g_tau = upstream / temperature[pair]
 
     def exactly(value: np.ndarray, scale: np.ndarray) -> Value:
+        value, scale = value.astype(np.float64), scale.astype(np.float64)
         return Value(value, scale, np.zeros_like(scale), np.zeros_like(scale))
 
     def rows(g_tau: np.ndarray, other: np.ndarray, unit: np.ndarray, norm: np.ndarray) -> Value:
