@@ -64,15 +64,15 @@ class TritonBackend(Backend):
     def similarity_lse(self, problem: Problem, rectangle: Rectangle, lse: Tensor, kept: None) -> None:
         i0, i1, j0, j1 = rectangle
         row_tiles, col_tiles = (i1 - i0) // self.block, (j1 - j0) // self.block
-        by_row = lse.new_empty(col_tiles, i1 - i0)
-        by_col = by_row if rectangle.diagonal else lse.new_empty(row_tiles, j1 - j0)
+        by_row = lse.new_empty(2, col_tiles, i1 - i0)
+        by_col = by_row if rectangle.diagonal else lse.new_empty(2, row_tiles, j1 - j0)
         self._tile_kernel(similarity_lse_kernel, problem, rectangle, by_row, by_col)
         self._merge(lse[i0:i1], by_row)
         if not rectangle.diagonal:
             self._merge(lse[j0:j1], by_col)
 
     def _merge(self, lse: Tensor, parts: Tensor) -> None:
-        count, slots = parts.shape
+        _, count, slots = parts.shape
         self.launch(merge_lse_kernel, (slots // _MERGE["SLOTS"],), lse, parts, slots, count, **_MERGE)
 
     def similarity_grad(
@@ -165,8 +165,8 @@ class TritonBackend(Backend):
         s = torch.empty(mx, my, dtype=torch.float32, device=x.device)
         tables = x_domains, y_domains, temperature.contiguous(), offset.contiguous()
         meta = {"K": len(temperature), "D": x.shape[1], "BLOCK": self.block}
-        grid = triton.cdiv(mx, self.block), triton.cdiv(my, self.block)
-        self.launch.tile_kernel(similarity_matrix_kernel, grid, x, y, *tables, s, mx, my, **meta)
+        grid = programs(triton.cdiv(mx, self.block), triton.cdiv(my, self.block), diagonal=False)
+        self.launch.tile_kernel(similarity_matrix_kernel, (grid,), x, y, *tables, s, mx, my, **meta)
         return s
 
     def similarity_matrix_grad(

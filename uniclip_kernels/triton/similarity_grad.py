@@ -87,10 +87,12 @@ def similarity_grad_kernel(
         sum_hx += tl.sum(grad * x)
         out = (grad * (1.0 / tau)).to(h.dtype.element_ty)
         tl.store(here + (lane[:, None] * stride + (side * (BLOCK // 2) + half)[None, :]), out)
-        if DIAGONAL:
-            turned = mirrored + ((side * (BLOCK // 2) + half)[:, None] * stride + lane[None, :])
-            tl.store(turned, tl.trans(out), mask=it != jt)
-
+    if DIAGONAL and it != jt:  # from memory: to turn it in registers takes a second set of them
+        tl.debug_barrier()
+        for side in tl.static_range(2):
+            column = (side * (BLOCK // 2) + half)[:, None]
+            turned = tl.load(here + (lane[None, :] * stride + column))
+            tl.store(mirrored + (column * stride + lane[None, :]), turned)
     once = 1.0
     if DIAGONAL:
         once = tl.where(it == jt, 0.5, 1.0)  # a tile on the diagonal holds every pair twice

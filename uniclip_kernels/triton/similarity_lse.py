@@ -1,4 +1,7 @@
-"""Forward: tiles of similarities reduced, on chip, to the log-sum-exp over negatives of their rows and columns."""
+"""Forward: tiles of similarities reduced, on chip, to the log-sum-exp over negatives of their rows and columns.
+
+Logarithms are dear: Σ 2^x stays a pair of its largest x, the top, and Σ 2^(x - top) until all parts of it are joined.
+"""
 
 import triton
 import triton.language as tl
@@ -7,19 +10,24 @@ from .tiles import LN2, LOG2E, domain_pair, dot_tile, halves, holds_only_negativ
 
 
 @triton.jit
-def log2_sum_exp2(x, axis: tl.constexpr):
-    """log2 Σ 2^x along an axis; -inf where every x is."""
-    top = tl.max(x, axis)
-    pivot = tl.where(top == -float("inf"), 0.0, top)
-    return pivot + tl.log2(tl.sum(tl.exp2(x - tl.expand_dims(pivot, axis)), axis))
+def _pivot(top):
+    """A top that can be subtracted: 0 where there is nothing but -inf."""
+    return tl.where(top == -float("inf"), 0.0, top)
 
 
 @triton.jit
-def log2_add_exp2(x, y):
-    """log2 (2^x + 2^y), elementwise."""
-    top = tl.maximum(x, y)
-    pivot = tl.where(top == -float("inf"), 0.0, top)
-    return pivot + tl.log2(tl.exp2(x - pivot) + tl.exp2(y - pivot))
+def _add(top, total, tops, totals, axis: tl.constexpr):
+    """(top, total) with the pairs (tops, totals) along an axis added."""
+    joint = tl.maximum(top, tl.max(tops, axis))
+    pivot = _pivot(joint)
+    more = tl.sum(totals * tl.exp2(tops - tl.expand_dims(pivot, axis)), axis)
+    return joint, total * tl.exp2(top - pivot) + more
+
+
+@triton.jit
+def _store(at, sums, top, total):
+    tl.store(at, top)
+    tl.store(at + sums, total)
 
 
 @triton.jit(do_not_specialize=["first_row_tile", "first_col_tile", "row_tiles", "col_tiles", "K"])
@@ -43,10 +51,10 @@ def similarity_lse_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """by_row[jt, slots of it] and by_col[it, slots of jt] = log2 Σ 2^(s log2 e) over the negatives in tile (it, jt).
+    """by_row[:, jt, slots of it] and by_col[:, it, slots of jt] = Σ 2^(s log2 e) over the negatives in tile (it, jt).
 
-    On the diagonal by_col is by_row: a slot gets parts from tiles right of the diagonal as a row, from those above as a
-    column.
+    [0] are the tops and [1] the sums. On the diagonal by_col is by_row: a slot gets parts from tiles right of the
+    diagonal as a row, from those above as a column.
     """
     it, jt = tile_of_program(row_tiles, col_tiles, DIAGONAL)
     if jt >= col_tiles:
@@ -56,12 +64,14 @@ def similarity_lse_kernel(
     lane = tl.arange(0, BLOCK)
     row_out = by_row + (jt.to(tl.int64) * row_tiles + it) * BLOCK
     col_out = by_col + (it.to(tl.int64) * col_tiles + jt) * BLOCK
+    sums = row_tiles.to(tl.int64) * col_tiles * BLOCK  # from a top to its sum
 
     a, b, live = domain_pair(tiles, row_tile, col_tile, domain_mask, K)
     if not live:
-        nothing = tl.full((BLOCK,), -float("inf"), tl.float32)
-        tl.store(row_out + lane, nothing)
-        tl.store(col_out + lane, nothing)
+        top = tl.full((BLOCK,), -float("inf"), tl.float32)
+        total = tl.zeros((BLOCK,), tl.float32)
+        _store(row_out + lane, sums, top, total)
+        _store(col_out + lane, sums, top, total)
         return
 
     i = row_tile.to(tl.int64) * BLOCK
@@ -72,26 +82,32 @@ def similarity_lse_kernel(
     only_negatives = holds_only_negatives(tiles, row_tile, col_tile, BLOCK)
     left, right = halves(dots, BLOCK)
     half = tl.arange(0, BLOCK // 2)
-    of_rows = tl.full((BLOCK,), -float("inf"), tl.float32)
+    row_top = tl.full((BLOCK,), -float("inf"), tl.float32)
+    row_total = tl.zeros((BLOCK,), tl.float32)
     for side in tl.static_range(2):
         x = (right if side else left) * scale - shift
         if not only_negatives:
             col = j + side * (BLOCK // 2) + half
             x = tl.where(negatives(tl.load(ids + i + lane), tl.load(ids + col)), x, -float("inf"))
-        of_rows = log2_add_exp2(of_rows, log2_sum_exp2(x, 1))
+        row_top, row_total = _add(row_top, row_total, x, 1.0, 1)
         if not (DIAGONAL and it == jt):
-            tl.store(col_out + side * (BLOCK // 2) + half, log2_sum_exp2(x, 0))
-    tl.store(row_out + lane, of_rows)
+            col_top = tl.max(x, 0)
+            col_total = tl.sum(tl.exp2(x - _pivot(col_top)[None, :]), 0)
+            _store(col_out + side * (BLOCK // 2) + half, sums, col_top, col_total)
+    _store(row_out + lane, sums, row_top, row_total)
 
 
 @triton.jit(do_not_specialize=["slots", "count"])
 def merge_lse_kernel(lse, parts, slots, count, SLOTS: tl.constexpr, PARTS: tl.constexpr):
-    """Join the running natural lse of each slot with parts[:, slot], count of them in base 2."""
+    """Join the running natural lse of each slot with parts[:, :, slot], count of them."""
     slot = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS)
-    total = tl.load(lse + slot) * LOG2E
+    top = tl.load(lse + slot) * LOG2E
+    total = tl.full((SLOTS,), 1.0, tl.float32)
     for start in range(0, count, PARTS):
         part = start + tl.arange(0, PARTS)
+        there = (part < count)[:, None]
         at = parts + part.to(tl.int64)[:, None] * slots + slot[None, :]
-        more = log2_sum_exp2(tl.load(at, mask=(part < count)[:, None], other=-float("inf")), 0)
-        total = log2_add_exp2(total, more)
-    tl.store(lse + slot, total * LN2)
+        tops = tl.load(at, mask=there, other=-float("inf"))
+        totals = tl.load(at + count.to(tl.int64) * slots, mask=there, other=0.0)
+        top, total = _add(top, total, tops, totals, 0)
+    tl.store(lse + slot, (_pivot(top) + tl.log2(total)) * LN2)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .tiles import dot_tile, halves
+from .tiles import dot_tile, halves, tile_of_program
 
 
 @triton.jit(do_not_specialize=["x_rows", "y_rows", "K"])
@@ -24,19 +24,20 @@ def similarity_matrix_kernel(
     PRECISION: tl.constexpr,
 ):
     """s (x_rows, y_rows) = (x · y - offset) / temperature, by the domains of row and column."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK
-    j = tl.program_id(1).to(tl.int64) * BLOCK
+    it, jt = tile_of_program(tl.cdiv(x_rows, BLOCK), tl.cdiv(y_rows, BLOCK), False)
+    i = it.to(tl.int64) * BLOCK
+    j = jt.to(tl.int64) * BLOCK
     dots = dot_tile(x + i * D, y + j * D, D, BLOCK, BLOCK_D, PRECISION)
-    lane = tl.arange(0, BLOCK)
-    in_x = i + lane < x_rows
-    a = tl.load(x_domains + i + lane, mask=in_x, other=0)
+    row = i + tl.arange(0, BLOCK)
+    in_x = row < x_rows
+    a = tl.load(x_domains + row, mask=in_x, other=0)
     left, right = halves(dots, BLOCK)
     for side in tl.static_range(2):
-        col = side * (BLOCK // 2) + tl.arange(0, BLOCK // 2)
-        in_y = j + col < y_rows
-        pair = a[:, None] * K + tl.load(y_domains + j + col, mask=in_y, other=0)[None, :]
+        col = j + side * (BLOCK // 2) + tl.arange(0, BLOCK // 2)
+        in_y = col < y_rows
+        pair = a[:, None] * K + tl.load(y_domains + col, mask=in_y, other=0)[None, :]
         values = ((right if side else left) - tl.load(offset + pair)) / tl.load(temperature + pair)
-        out = s + i * y_rows + j + (lane[:, None] * y_rows + col[None, :])
+        out = s + (row[:, None] * y_rows + col[None, :])
         tl.store(out, values, mask=in_x[:, None] & in_y[None, :])
 
 

@@ -23,21 +23,20 @@ def architecture(device: torch.device) -> str:
 def configurations(kernel: triton.JITFunction, arch: str, dtype: torch.dtype) -> list[dict[str, int]]:
     """Configurations of the kernels over tiles, the one to take without measurements first.
 
-    Eight warps have 64 sums in registers each. With 16-bit rows the rest fits beside them in 128 registers, so that two
-    programs share a multiprocessor and one multiplies while the other takes exponentials; float32 needs more, and so do
-    the table entries that ``similarity_matrix_kernel`` has for each element.
+    With 16-bit rows four warps do: they have 128 sums a thread, and the rest fits beside these in the 255 registers that
+    let two programs share a multiprocessor, where one multiplies while the other takes exponentials. float32 needs more,
+    and so do the table entries that ``similarity_matrix_kernel`` has for each element.
     """
     if dtype == torch.float32:
-        return [_configuration(16, 4), _configuration(16, 3)]
-    alone = kernel is similarity_matrix_kernel or arch.startswith("gfx")
-    two_programs = {} if alone else {"maxnreg": 128}
-    deep, shallow = _configuration(64, 3, **two_programs), _configuration(64, 2, **two_programs)
+        return [_configuration(16, 4, 8), _configuration(16, 3, 8)]
+    num_warps = 8 if kernel is similarity_matrix_kernel else 4
+    deep, shallow = _configuration(64, 3, num_warps), _configuration(64, 2, num_warps)
     small_memory = arch.startswith(("12", "gfx"))  # two programs have to share 100 KB or less
     return [shallow, deep] if small_memory else [deep, shallow]
 
 
-def _configuration(block_d: int, num_stages: int, **options: int) -> dict[str, int]:
-    return {"BLOCK_D": block_d, "num_warps": 8, "num_stages": num_stages, **options}
+def _configuration(block_d: int, num_stages: int, num_warps: int) -> dict[str, int]:
+    return {"BLOCK_D": block_d, "num_warps": num_warps, "num_stages": num_stages}
 
 
 def precision(arch: str, dtype: torch.dtype) -> str:
