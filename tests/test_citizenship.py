@@ -185,6 +185,25 @@ def test_second_derivative_is_a_clear_error():
         grad.sum().backward()
 
 
+@pytest.mark.parametrize("argument", [0, 1, 2])
+def test_a_forward_derivative_is_a_clear_error(argument):
+    z, ids, domains = rows()
+    leaves = [leaf.detach() for leaf in (z, *tables())]
+
+    def loss(x):
+        z, tau, b = (x if i == argument else leaf for i, leaf in enumerate(leaves))
+        return mp_nce(z, ids, domains, temperature=tau, offset=b, backend="cpu")
+
+    def similarity(x):
+        z, tau, b = (x if i == argument else leaf for i, leaf in enumerate(leaves))
+        return domain_similarity(z, None, domains, temperature=tau, offset=b, backend="cpu")
+
+    for function, name in ((loss, "mp_nce"), (similarity, "domain_similarity")):
+        for differentiate in (lambda f, x: torch.func.jvp(f, (x,), (x,)), lambda f, x: torch.func.jacfwd(f)(x)):
+            with pytest.raises(RuntimeError, match=f"{name} has no forward-mode derivative"):
+                differentiate(function, leaves[argument])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_same_input_same_bits(dtype, threads):

@@ -13,6 +13,7 @@ import os
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 REDUCTIONS = ("mean", "sum", "none")
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -76,6 +77,12 @@ def check_tables(embeddings: Tensor, **tables: float | Tensor | None) -> None:
 def check_reduction(reduction: str) -> None:
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduction!r}")
+
+
+def check_reverse_mode(function: str, *inputs: Tensor) -> None:
+    """The operators know no forward-mode derivative, and PyTorch would call it zero without a word."""
+    if any(unpack_dual(z).tangent is not None for z in inputs):
+        raise RuntimeError(f"{function} has no forward-mode derivative (jvp): call it with backend='reference' for one")
 
 
 def check_values(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import reference
 from ._backend import REFERENCE, choose
-from ._checks import check_embeddings, check_ids, check_reduction, check_tables, check_values
+from ._checks import check_embeddings, check_ids, check_reduction, check_reverse_mode, check_tables, check_values
 from ._engine import accumulator_dtype
 from ._tables import full_table, num_domains_of, symmetric_table
 
@@ -74,6 +74,7 @@ def mp_nce(
         options = dict(temperature=tau, offset=b, weight=w, domain_mask=domain_mask, reduction=reduction)
         ids = None if ignore_domains else domain_ids
         return reference.mp_nce(embeddings, sample_ids, ids, normalize=normalize, **options)
+    check_reverse_mode("mp_nce", embeddings, tau, b)
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (embeddings, tau, b))
     return torch.ops.uniclip_kernels.mp_nce_fwd(
         embeddings, sample_ids, domain_ids, tau, b, w, domain_mask, ignore_domains, keep, reduction, normalize, chosen
@@ -130,6 +131,7 @@ def domain_similarity(
         check_values(tau, b, given, None if ignore_domains else k)
         ids = (None, None) if ignore_domains else (x_domain_ids, y_domain_ids)
         return reference.domain_similarity(x, y, *ids, temperature=tau, offset=b, normalize=normalize)
+    check_reverse_mode("domain_similarity", x, y, tau, b)
     return torch.ops.uniclip_kernels.domain_similarity_fwd(
         x, y, x_domain_ids, y_domain_ids, tau, b, ignore_domains, normalize, chosen
     )[0]
