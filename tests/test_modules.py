@@ -59,6 +59,12 @@ def test_a_learnable_temperature_stays_above_its_floor_and_can_come_back():
         {"temperature": 0.005},
         {"temperature": torch.ones(3, 3)},
         {"offset": torch.ones(2)},
+        {"offset": math.nan},
+        {"weight": math.inf},
+        {"domain_mask": torch.ones(3, 3).bool()},
+        {"domain_mask": torch.ones(2, 2)},
+        {"domain_mask": torch.ones(2, 2).triu().bool()},
+        {"reduction": "average"},
         {"min_temperature": 0.0},
     ],
     ids=str,
@@ -66,6 +72,25 @@ def test_a_learnable_temperature_stays_above_its_floor_and_can_come_back():
 def test_bad_arguments_are_named(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         MPNCELoss(**options)
+
+
+def test_is_made_without_values_on_the_meta_device():
+    with torch.device("meta"):
+        criterion = MPNCELoss(domain_mask=torch.ones(2, 2).bool())
+    assert all(tensor.is_meta for tensor in criterion.state_dict().values())
+    loaded = criterion.to_empty(device="cpu")
+    loaded.load_state_dict(MPNCELoss(temperature=0.2, domain_mask=torch.ones(2, 2).bool()).state_dict())
+    inputs = rows()
+    assert torch.equal(loaded(*inputs), mp_nce(*inputs, temperature=torch.full((2, 2), 0.2).log().exp()))
+
+
+def test_function_transforms_with_the_reference():
+    criterion, inputs = MPNCELoss(backend="reference"), rows()
+    parameters = dict(criterion.named_parameters())
+    gradient = torch.func.grad(lambda p: torch.func.functional_call(criterion, p, inputs))(parameters)
+    criterion(*inputs).backward()
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(gradient[name], parameter.grad)
 
 
 @pytest.mark.parametrize("learnable", [True, False])

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ._checks import check_reduction, check_values
 from .functional import mp_nce
 
 
@@ -50,23 +51,29 @@ class MPNCELoss(nn.Module):
             raise ValueError(f"num_domains must be at least 1, got {num_domains}")
         if not (min_temperature > 0 and math.isfinite(min_temperature)):
             raise ValueError(f"min_temperature must be positive and finite, got {min_temperature}")
-        tau = _table("temperature", temperature, num_domains)
-        if not (tau.isfinite().all() and (tau > 0).all()):
-            raise ValueError(f"temperature must be positive and finite, got {temperature}")
-        if learnable and (tau < min_temperature).any():
-            raise ValueError(f"temperature must be at least min_temperature={min_temperature}, got {temperature}")
+        check_reduction(reduction)
+        tables = {"temperature": temperature, "offset": offset, "weight": weight}
+        tau, b, w = (_table(name, value, num_domains) for name, value in tables.items())
+        mask = None if domain_mask is None else torch.as_tensor(domain_mask).clone()
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != tau.shape):
+            raise ValueError(
+                f"domain_mask must be a bool tensor of shape {tuple(tau.shape)}, got {mask.dtype} of {tuple(mask.shape)}"
+            )
+        if not tau.is_meta:  # where there are no values yet
+            check_values(tau, b, {}, None, w, mask)
+            if learnable and (tau < min_temperature).any():
+                raise ValueError(f"temperature must be at least min_temperature={min_temperature}, got {temperature}")
         self.num_domains = num_domains
         self.learnable = learnable
         self.min_temperature = min_temperature
         self.reduction = reduction
         self.backend = backend
-        for name, value in (("log_temperature", tau.log()), ("offset", _table("offset", offset, num_domains))):
+        for name, value in (("log_temperature", tau.log()), ("offset", b)):
             if learnable:
                 self.register_parameter(name, nn.Parameter(value))
             else:
                 self.register_buffer(name, value)
-        self.register_buffer("weight", _table("weight", weight, num_domains))
-        mask = None if domain_mask is None else torch.as_tensor(domain_mask).clone()
+        self.register_buffer("weight", w)
         self.register_buffer("domain_mask", mask)
 
     @property
@@ -99,10 +106,16 @@ class MPNCELoss(nn.Module):
 class _Floor(torch.autograd.Function):
     """max(x, floor) that lets through, below the floor, the gradients that lead back up: clamp would strand x there."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, x: Tensor, floor: float) -> Tensor:
-        ctx.save_for_backward(x < floor)
+    def forward(x: Tensor, floor: float) -> Tensor:
         return x.clamp(min=floor)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        x, floor = inputs
+        ctx.save_for_backward(x < floor)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
