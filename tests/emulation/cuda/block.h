@@ -36,13 +36,17 @@ struct Copy {  // a cp.async under way
 
 struct Block;
 
-struct Warp {
-  int arrived = 0;
+// Where the threads of a block or a warp wait for each other.
+struct Meeting {
+  unsigned arrived = 0;
   uint64_t phase = 0;
   Where where;
+};
+
+struct Warp {
+  Meeting meeting;
   const void* in[32];
   void* out[32];
-  char tags[2];  // what ThreadSanitizer knows a __syncwarp by, two in turn
 };
 
 struct Thread {
@@ -62,9 +66,9 @@ struct SharedDelete {
 
 struct Block {
   unsigned index = 0, count = 0;
-  unsigned alive = 0, arrived = 0;
-  uint64_t phase = 0, progress = 0;
-  Where where;
+  unsigned alive = 0;
+  uint64_t progress = 0;
+  Meeting meeting;
   std::vector<Thread> threads;
   std::vector<Warp> warps;
   std::unique_ptr<unsigned char, SharedDelete> shared;
@@ -96,68 +100,50 @@ inline void pause() {
   for (;;) pause();
 }
 
-inline void barrier(Where where) {
+// Waits until `expected` threads are at the same place, where the last one runs f().
+template <class F>
+void meet(Meeting& meeting, unsigned expected, const char* apart, Where where, const F& f) {
   Thread& t = self();
-  Block& block = *t.block;
+  t.where = where;
+  if (meeting.arrived > 0 && !same(meeting.where, where)) {
+    fail(std::string(apart) + ": " + text(meeting.where) + " and " + text(where));
+  }
+  meeting.where = where;
+  const uint64_t phase = meeting.phase;
+  if (++meeting.arrived == expected) {
+    f();
+    meeting.arrived = 0;
+    ++meeting.phase;
+    ++t.block->progress;
+  } else {
+    while (meeting.phase == phase) pause();
+  }
+}
+
+inline void barrier(Where where) {
+  Block& block = *self().block;
   void* tag;
   {
     Bookkeeping hidden;
-    tag = &block.tags[block.phase % 2];
+    tag = &block.tags[block.meeting.phase % 2];
   }
   release(tag);
   {
     Bookkeeping hidden;
-    t.where = where;
-    if (block.arrived > 0 && !same(block.where, where)) {
-      fail("threads at different barriers: " + text(block.where) + " and " + text(where));
-    }
-    block.where = where;
-    const uint64_t phase = block.phase;
-    if (++block.arrived == block.alive) {
-      block.arrived = 0;
-      ++block.phase;
-      ++block.progress;
-    } else {
-      while (block.phase == phase) pause();
-    }
+    meet(block.meeting, block.alive, "threads at different barriers", where, [] {});
   }
   acquire(tag);
 }
 
-// All lanes of a warp come with their arguments; the last one runs f(in, out) for all. It orders memory only if asked
-// to.
+// All lanes of a warp come with their arguments; the last one runs f(in, out) for all. It orders no memory.
 template <class F>
-void warp_operation(const void* in, void* out, const F& f, Where where, bool orders_memory = false) {
-  Thread& t = self();
+void warp_operation(const void* in, void* out, const F& f, Where where) {
+  Bookkeeping hidden;
+  const Thread& t = self();
   Warp& warp = *t.warp;
-  void* tag = nullptr;
-  if (orders_memory) {
-    {
-      Bookkeeping hidden;
-      tag = &warp.tags[warp.phase % 2];
-    }
-    release(tag);
-  }
-  {
-    Bookkeeping hidden;
-    t.where = where;
-    if (warp.arrived > 0 && !same(warp.where, where)) {
-      fail("lanes at different operations: " + text(warp.where) + " and " + text(where));
-    }
-    warp.where = where;
-    warp.in[t.lane] = in;
-    warp.out[t.lane] = out;
-    const uint64_t phase = warp.phase;
-    if (++warp.arrived == 32) {
-      f(warp.in, warp.out);
-      warp.arrived = 0;
-      ++warp.phase;
-      ++t.block->progress;
-    } else {
-      while (warp.phase == phase) pause();
-    }
-  }
-  if (orders_memory) acquire(tag);
+  warp.in[t.lane] = in;
+  warp.out[t.lane] = out;
+  meet(warp.meeting, 32, "lanes at different operations", where, [&] { f(warp.in, warp.out); });
 }
 
 inline void leave(Thread& t, Block& block) {
@@ -165,8 +151,9 @@ inline void leave(Thread& t, Block& block) {
   for (const auto& group : t.copies) {
     if (!group.empty()) fail("cp.async that was never waited for");
   }
-  if (block.arrived > 0) fail("a thread returned while others wait at " + text(block.where));
-  if (t.warp->arrived > 0) fail("a lane returned while others wait at " + text(t.warp->where));
+  const Meeting &of_block = block.meeting, &of_warp = t.warp->meeting;
+  if (of_block.arrived > 0) fail("a thread returned while others wait at " + text(of_block.where));
+  if (of_warp.arrived > 0) fail("a lane returned while others wait at " + text(of_warp.where));
   --block.alive;
   t.done = true;
   ++block.progress;
