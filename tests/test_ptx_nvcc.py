@@ -1,5 +1,6 @@
 """CUDA C++ kernels whose PTX, as nvcc emits it for two architectures, the executor runs: against PyTorch in float64."""
 
+import re
 import subprocess
 from functools import cache
 
@@ -116,3 +117,11 @@ def test_faults_name_the_source_line():
     operands = [torch.zeros(16, 32).bfloat16(), torch.zeros(8, 32).bfloat16(), torch.zeros(16, 8), 32]
     with pytest.raises(PTXError, match="out of bounds: 16 bytes at shared address"):
         run(compile_ptx(80), "product", (1,), (32,), operands, shared_bytes=24 * 24 * 2)
+
+
+@pytest.mark.parametrize("find", [toolkit.nvcc, toolkit.include_flags])
+def test_a_missing_toolkit_is_one_package_away(find, monkeypatch):
+    monkeypatch.setattr(toolkit, "_homes", lambda: [])
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(FileNotFoundError, match=re.escape("pip install 'cuda-toolkit[nvcc,cccl]==")):
+        find()

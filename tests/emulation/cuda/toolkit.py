@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-_PACKAGES = ("nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-nvvm", "nvidia-cuda-cccl")
+_PACKAGE = "cuda-toolkit[nvcc,cccl]"
 
 
 def nvcc() -> str:
@@ -38,5 +38,5 @@ def _homes() -> list[Path]:
 
 
 def _missing(what: str) -> FileNotFoundError:
-    packages = " ".join(f"'{name}=={torch.version.cuda}.*'" for name in _PACKAGES)
-    return FileNotFoundError(f"no {what} of the CUDA toolkit found; set CUDA_HOME, or pip install {packages}")
+    package = f"'{_PACKAGE}=={torch.version.cuda}.*'"
+    return FileNotFoundError(f"no {what} of the CUDA toolkit found; set CUDA_HOME, or pip install {package}")
