@@ -1,5 +1,6 @@
 """The entry that runs a case from outside: every backend as a process of its own, and what it says of bad input."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -8,11 +9,25 @@ import numpy as np
 import pytest
 import torch
 
-from tests.cases import BY_NAME, Case, make_case
+from tests.cases import BY_NAME, Case, make_case, mask_without
 from tests.emulation.run_case import BACKENDS, KEYS, run_case
 from tests.evaluate import Result, assert_matches
 
 RAGGED = BY_NAME["mask-some-of-five"]
+LOWER = torch.full((3, 3), torch.nan).tril(-1)  # must not be read
+UNUSUAL = make_case(
+    "run-unusual",
+    150,
+    33,
+    samples=40,
+    domains=3,
+    padding=0.1,
+    temperature=0.1 + LOWER + torch.eye(3) / 10,
+    offset=0.2 + LOWER - torch.eye(3) / 2,
+    domain_mask=mask_without(3, (0, 0), (1, 2)),
+    reduction="sum",
+    normalize=False,
+)
 WITHIN_A_PROCESS = tuple(name for name in BACKENDS if name != "triton-interpreted")  # which needs one to itself
 
 
@@ -30,21 +45,28 @@ def start(backend: str, given: Path, out: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
 
 
+def through_files(backend: str, given: dict[str, np.ndarray], folder: Path) -> dict[str, np.ndarray]:
+    np.savez(folder / "in.npz", **given)
+    done = start(backend, folder / "in.npz", folder / "out")
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in folder.iterdir()} == {"in.npz", "out"}
+    with np.load(folder / "out") as out:
+        return dict(out)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_every_backend_as_a_process(backend, tmp_path):
-    np.savez(tmp_path / "in.npz", **arrays(RAGGED, torch.bfloat16))
-    done = start(backend, tmp_path / "in.npz", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {"in.npz", "out"}
-    with np.load(tmp_path / "out") as out:
-        assert all(out[key].dtype == np.float64 for key in out)
-        assert_matches(Result(**out), RAGGED, torch.bfloat16)
+    out = through_files(backend, arrays(RAGGED, torch.bfloat16), tmp_path)
+    assert all(values.dtype == np.float64 for values in out.values())
+    assert_matches(Result(**out), RAGGED, torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("backend", WITHIN_A_PROCESS)
-def test_other_dtypes(backend, dtype):
-    assert_matches(Result(**run_case(backend, arrays(RAGGED, dtype))), RAGGED, dtype)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_key_differs_from_the_default(backend, dtype, tmp_path):
+    given = arrays(UNUSUAL, dtype)
+    out = run_case(backend, given) if backend in WITHIN_A_PROCESS else through_files(backend, given, tmp_path)
+    assert_matches(Result(**out), UNUSUAL, dtype)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2])
@@ -69,12 +91,14 @@ def test_a_missing_key_is_named(key):
         ("reduction", "none"),
         ("normalize", "yes"),
         ("sample_ids", np.zeros(190)),
+        ("sample_ids", np.full(190, 1 << 63, np.uint64)),
         ("domain_ids", np.full(190, 5)),
         ("embeddings", np.array(["a"])),
         ("embeddings", np.zeros(190)),
         ("temperature", np.zeros((5, 5))),
         ("offset", np.zeros((4, 4))),
         ("domain_mask", np.full((5, 5), 0.5)),
+        ("domain_mask", np.full((5, 5), 2)),
     ],
 )
 def test_a_wrong_value_is_named(key, value):
@@ -82,14 +106,43 @@ def test_a_wrong_value_is_named(key, value):
         run_case("cpu", arrays(RAGGED, torch.float32) | {key: np.asarray(value)})
 
 
-@pytest.mark.parametrize("content", [b"", b"not a zip file", None])
+def test_other_arrays_of_the_same_values():
+    case = arrays(RAGGED, torch.float32)
+    other = {
+        key: np.asfortranarray(case[key]).astype(">f8") for key in ("embeddings", "temperature", "offset", "weight")
+    }
+    other |= {key: case[key].astype(np.int8) for key in ("sample_ids", "domain_ids", "domain_mask", "normalize")}
+    expected, got = run_case("cpu", case), run_case("cpu", case | other)
+    assert all((got[key] == expected[key]).all() for key in expected)
+
+
+def saved(save, *args, **options) -> bytes:
+    file = io.BytesIO()
+    save(file, *args, **options)
+    return file.getvalue()
+
+
+def flipped(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :]
+
+
+NOT_CASES = {
+    "empty": b"",
+    "text": b"not a zip file",
+    "one array": saved(np.save, np.zeros((2, 2))),
+    "cut off": saved(np.savez, **arrays(RAGGED, torch.float32))[:-100],
+    "damaged": flipped(saved(np.savez, embeddings=np.arange(1000.0)), 1000),
+    "damaged, compressed": flipped(saved(np.savez_compressed, embeddings=np.arange(1000.0)), 200),
+    "keys missing": saved(np.savez, embeddings=np.zeros((2, 2))),
+    "objects": saved(np.savez, **arrays(RAGGED, torch.float32) | {"weight": np.array([None])}),
+}
+
+
+@pytest.mark.parametrize("content", NOT_CASES.values(), ids=NOT_CASES)
 def test_failure_leaves_the_old_output(content, tmp_path):
     given, out = tmp_path / "in.npz", tmp_path / "out.npz"
     out.write_bytes(b"old")
-    if content is None:
-        np.savez(given, embeddings=np.zeros((2, 2)))
-    else:
-        given.write_bytes(content)
+    given.write_bytes(content)
     done = start("reference", given, out)
     assert done.returncode != 0
     assert done.stderr.startswith("run_case: ")

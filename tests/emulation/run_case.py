@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import os
 import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,9 +32,8 @@ _KINDS = {np.float32: "fiu", np.int64: "iu", np.bool_: "biu"}  # of arrays that 
 
 
 def _triton_interpreted() -> tuple[str, Backend]:
-    os.environ["TRITON_INTERPRET"] = (
-        "1"  # read when Triton is first imported, as it is with torch: hence imports in functions
-    )
+    # Triton reads it when it is first imported, as it is with torch: hence the imports in functions.
+    os.environ["TRITON_INTERPRET"] = "1"
     from .triton_backends import interpreted
 
     return "triton", interpreted()
@@ -87,7 +87,10 @@ def run_case(backend: str, case: dict[str, np.ndarray]) -> dict[str, np.ndarray]
     def tensor(key: str, to: type) -> Tensor:
         if case[key].dtype.kind not in _KINDS[to]:
             raise ValueError(f"{key} cannot be an array of {case[key].dtype}")
-        return torch.from_numpy(case[key].astype(to))
+        values = case[key].astype(to)
+        if to is not np.float32 and (values != case[key]).any():
+            raise ValueError(f"{key} has values that are no {to.__name__}")
+        return torch.from_numpy(values)
 
     dtype = getattr(torch, choice("dtype", DTYPES))
     embeddings = tensor("embeddings", np.float32).to(dtype)
@@ -108,6 +111,14 @@ def run_case(backend: str, case: dict[str, np.ndarray]) -> dict[str, np.ndarray]
     return {key: value.detach().double().numpy() for key, value in zip(names, (loss, *grads), strict=True)}
 
 
+def _read(path: Path) -> dict[str, np.ndarray]:
+    with open(path, "rb") as file:
+        if not zipfile.is_zipfile(file):
+            raise ValueError(f"{path} is not an npz file")
+        with np.load(file) as arrays:
+            return {key: np.asarray(arrays[key]) for key in KEYS if key in arrays}
+
+
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """All of the file or nothing."""
     unfinished = path.with_name(f"{path.name}.{os.getpid()}")
@@ -126,10 +137,8 @@ def main() -> None:
     parser.add_argument("output", metavar="out.npz", type=Path)
     arguments = parser.parse_args()
     try:
-        with np.load(arguments.input) as case:
-            result = run_case(arguments.backend, dict(case))
-        _write(arguments.output, result)
-    except (EOFError, OSError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        _write(arguments.output, run_case(arguments.backend, _read(arguments.input)))
+    except (EOFError, OSError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise SystemExit(f"run_case: {error}") from error
 
 
