@@ -1,10 +1,13 @@
 """The PTX that nvcc emits for the CUDA kernels, executed: their inline assembly itself, through the whole engine."""
 
+import functools
+
 import pytest
 import torch
 
+from tests import test_domain_similarity as similarity
 from tests.cases import BY_NAME
-from tests.emulation.cuda.backends import emulated, executed_ptx
+from tests.emulation.cuda.backends import executed_ptx
 from tests.emulation.installed import installed
 from tests.evaluate import assert_matches, evaluate
 from uniclip_kernels import domain_similarity
@@ -39,19 +42,9 @@ def test_rectangles_off_the_diagonal(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_domain_similarity_is_that_of_the_emulation(dtype):
-    x, y = torch.randn(130, 40).to(dtype), torch.randn(37, 40).to(dtype)
-    ids = torch.randint(3, (130,)), torch.randint(3, (37,))
-    tables = 0.1 + torch.rand(3, 3), 0.2 * torch.rand(3, 3)
-
-    def differentiate():
-        leaves = [t.clone().requires_grad_() for t in (x, y, *tables)]
-        s = domain_similarity(*leaves[:2], *ids, temperature=leaves[2], offset=leaves[3], backend="cuda")
-        return s, *torch.autograd.grad(s.square().sum(), leaves)
-
-    with installed("cuda", emulated()):
-        expected = differentiate()
+@pytest.mark.parametrize("name", ["ragged", "five-domains", "strided"])
+def test_domain_similarity(name, dtype):
+    case = similarity.CASES[name]
     with installed("cuda", executed_ptx(80)):
-        got = differentiate()
-    for value, other in zip(got, expected, strict=True):
-        assert (value - other).abs().max() <= 4 * torch.finfo(value.dtype).eps * other.abs().max()
+        got = similarity.differentiate(case, dtype, functools.partial(domain_similarity, backend="cuda"))
+    similarity.assert_matches(got, case, dtype)
