@@ -27,6 +27,7 @@ __device__ __forceinline__ Part<E> part(const E* row, int column) {
 template <class E>
 __device__ __forceinline__ float dot(const E* x, const E* y, int d, int lane) {
   float sum = 0;
+#pragma unroll 1  // a row has few parts for a lane
   for (int c = lane * Part<E>::kSize; c < d; c += 32 * Part<E>::kSize) {
     const Part<E> a = part(x, c), b = part(y, c);
 #pragma unroll
@@ -43,7 +44,7 @@ struct Positives {
   int64_t slot;
   int domain;  // -1 in an empty tile, which has no positives
 
-  // f(p, s_ip) for the positives p in domain e.
+  // f(p, row of p, s_ip, 1 / τ) for the positives p in domain e.
   template <class E, class F>
   __device__ __forceinline__ void for_each(const E* rows, int d, int e, int lane, const F& f) const {
     const int* run = runs + (slot * domains + e) * 2;
@@ -51,8 +52,10 @@ struct Positives {
     if (domain < 0 || start >= end) return;
     const int pair = domain * domains + e;
     const float inverse = 1 / temperature[pair], b = offset[pair];
-    for (int64_t p = start; p < end; ++p) {
-      if (p != slot) f(p, (dot(rows + slot * d, rows + p * d, d, lane) - b) * inverse);
+    for (int p = start; p < end; ++p) {
+      if (p == slot) continue;
+      const E* row = rows + static_cast<int64_t>(p) * d;
+      f(p, row, (dot(rows + slot * d, row, d, lane) - b) * inverse, inverse);
     }
   }
 };
@@ -68,7 +71,7 @@ __global__ void __launch_bounds__(kAnchorThreads)
   const float nu = lse[slot];
   float total = 0, slope = 0;
   for (int e = 0; e < domains; ++e) {
-    positives.for_each(rows, d, e, lane, [&](int64_t, float s) {
+    positives.for_each(rows, d, e, lane, [&](int, const E*, float s, float) {
       const float w = weight[positives.domain * domains + e];
       total += w * softplus(nu - s);
       slope += w * sigmoid(nu - s);
@@ -94,7 +97,7 @@ __global__ void __launch_bounds__(kAnchorThreads)
   const float nu = lse[slot], own = scale[slot] / static_cast<float>(max(count[slot], 1));
   for (int e = 0; e < domains; ++e) {
     float sum = 0, sum_with_s = 0;
-    positives.for_each(rows, d, e, lane, [&](int64_t p, float s) {
+    positives.for_each(rows, d, e, lane, [&](int p, const E* row, float s, float inverse) {
       const float forth = weight[a * domains + e] * sigmoid(nu - s) * own;
       const float back = weight[e * domains + a] * sigmoid(lse[p] - s) * (scale[p] / static_cast<float>(count[p]));
       const float h = -(forth + back);
@@ -103,8 +106,7 @@ __global__ void __launch_bounds__(kAnchorThreads)
         sum_with_s += h * s;
       }
       if (grad_rows == nullptr) return;
-      const float by = h / temperature[a * domains + e];
-      const E* row = rows + p * d;
+      const float by = h * inverse;
       float* grad = grad_rows + slot * d;
       for (int c = lane; c < d; c += 32) grad[c] += by * to_float(row[c]);
     });
