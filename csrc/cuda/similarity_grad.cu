@@ -14,13 +14,17 @@ struct Slot {
 constexpr float kMasked = -1e30f;  // an s that is finite, with 2^(s - lse) = 0
 
 template <class E>
-struct GradShared {
-  union {
-    Stages stages;
-    alignas(16) E tile[kBlock][kBlock + kPadding];
-  };
+struct Gradients {
+  alignas(16) E tile[kBlock][kBlock + kPadding];
   Slot row[kBlock], col[kBlock];
   float sums[2][kTileThreads / 32];
+};
+
+// With 16-bit elements no more than the stages, of which two fit on a multiprocessor of 100 KB.
+template <class E>
+union GradShared {
+  Stages stages;
+  Gradients<E> gradients;
 };
 
 // A tile in shared memory to `out`, 16 bytes at a time.
@@ -50,7 +54,8 @@ __global__ void __launch_bounds__(kTileThreads, 2)
                            const float* lse, const float* coefficient, typename T::Element* h, float* parts,
                            int first_row_tile, int first_col_tile, int row_tiles, int col_tiles) {
   using E = typename T::Element;
-  auto& shared = shared_memory<GradShared<E>>();
+  auto& memory = shared_memory<GradShared<E>>();
+  auto& shared = memory.gradients;
   const TileIndex tile(row_tiles, col_tiles);
   const bool diagonal = first_row_tile == first_col_tile;
   if (diagonal && tile.row > tile.col) return;
@@ -72,13 +77,14 @@ __global__ void __launch_bounds__(kTileThreads, 2)
   }
 
   const int64_t i = static_cast<int64_t>(row_tile) * kBlock, j = static_cast<int64_t>(col_tile) * kBlock;
+  Dots x;
+  dot_tile<T>(memory.stages, rows + i * d, rows + j * d, d, x);
   {
     const int64_t slot = thread < kBlock ? i + thread : j + thread - kBlock;
     const float base2 = lse[slot] == kNothing ? INFINITY : lse[slot] * kLog2E;
     (thread < kBlock ? shared.row : shared.col)[thread % kBlock] = {base2, coefficient[slot]};
   }
-  Dots x;
-  dot_tile<T>(shared.stages, rows + i * d, rows + j * d, d, x);
+  __syncthreads();
   similarities(x, pair, ids + i, ids + j, kMasked);
 
   const Place place;
