@@ -1,5 +1,10 @@
 """The Triton kernels compiled ahead of time for parts that are not here: registers, spills, tensor cores, shared memory."""
 
+import importlib
+import pkgutil
+from collections import defaultdict
+from dataclasses import replace
+
 import pytest
 import torch
 import triton
@@ -7,66 +12,109 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+import uniclip_kernels.triton
 from tests.emulation import aot
-from uniclip_kernels.triton.similarity_grad import similarity_grad_kernel
-from uniclip_kernels.triton.similarity_lse import similarity_lse_kernel
+from tests.emulation.machine_code import TENSOR_CORE, assert_as_planned, assert_multiplies, assert_two_programs
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-SHARED_LIMIT = {"80": 163 << 10, "90": 227 << 10, "100": 227 << 10, "120": 99 << 10}
-VARIANTS = [(kernel, False) for kernel in aot.TILE_KERNELS] + [(similarity_grad_kernel, True)]
-
-#: float32 tiles on the diagonal, on sm_100 alone: Triton computes the gradient once for each of its two layouts there.
-KNOWN_SPILLS = {(similarity_grad_kernel, True, "100", torch.float32)}
+KERNELS = aot.TILE_KERNELS + aot.ROW_KERNELS + aot.SUM_KERNELS
+BUILDS = [(name, dtype) for name in KERNELS for dtype in DTYPES if name not in aot.SUM_KERNELS or dtype == DTYPES[0]]
+LSE, GRAD, MATRIX = (name for name in aot.TILE_KERNELS if "DIAGONAL" not in name)
 
 
-def assert_as_planned(code: aot.Facts, arch: str) -> None:
-    assert not code.spills(), f"stack of {code.stack} bytes, {code.counts['STL']} STL, {code.counts['LDL']} LDL"
-    assert code.counts[aot.TENSOR_CORE[arch]] > 0, f"no {aot.TENSOR_CORE[arch]}"
-    assert code.shared <= SHARED_LIMIT[arch], f"{code.shared} bytes of shared memory"
+def test_no_kernel_is_forgotten():
+    package = uniclip_kernels.triton
+    modules = [importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
+    written = {name for module in modules for name in vars(module) if name.endswith("_kernel")}
+    launched = {launch.name for launch in aot.launches("80", torch.bfloat16)}
+    assert launched == set(KERNELS)
+    assert written == {name.split()[0] for name in KERNELS}
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("arch", aot.TENSOR_CORE)
-@pytest.mark.parametrize(("kernel", "diagonal"), VARIANTS, ids=lambda v: getattr(v, "__name__", f"diagonal={v}"))
-def test_machine_code(kernel, diagonal, arch, dtype, request):
-    if (kernel, diagonal, arch, dtype) in KNOWN_SPILLS:
-        request.node.add_marker(pytest.mark.xfail(strict=True, reason="spills"))
-    assert_as_planned(aot.facts(aot.compile_tile_kernel(kernel, arch, dtype, diagonal=diagonal)), arch)
+@pytest.mark.parametrize("arch", TENSOR_CORE)
+@pytest.mark.parametrize(("name", "dtype"), BUILDS, ids=str)
+def test_machine_code(name, dtype, arch):
+    code = aot.code(aot.compile_kernel(name, arch, dtype))
+    assert_as_planned(code, arch)
+    if name in aot.TILE_KERNELS:
+        assert_multiplies(code, TENSOR_CORE[arch], 512)
+    if name in aot.TILE_KERNELS and name != MATRIX and dtype != torch.float32:
+        assert_two_programs(code, arch)
 
 
-@pytest.mark.parametrize("arch", ["80", "90", "100"])
-@pytest.mark.parametrize("kernel", [similarity_lse_kernel, similarity_grad_kernel])
-def test_two_programs_share_a_multiprocessor(kernel, arch):
-    code = aot.facts(aot.compile_tile_kernel(kernel, arch, torch.bfloat16))
-    assert 2 * code.warps * 32 * code.registers <= 65536
-    assert 2 * (code.shared + 1024) <= SHARED_LIMIT[arch] + 1024
+@pytest.mark.parametrize("arch", TENSOR_CORE)
+@pytest.mark.parametrize("d", [64, 4096])
+@pytest.mark.parametrize("name", [LSE, GRAD, MATRIX])
+def test_few_and_many_columns(name, d, arch):
+    code = aot.code(aot.compile_kernel(name, arch, torch.bfloat16, d))
+    assert_as_planned(code, arch)
+    assert_multiplies(code, TENSOR_CORE[arch], d)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("kernel", [similarity_lse_kernel, similarity_grad_kernel])
-def test_rocm(kernel, dtype):
-    code = aot.compile_tile_kernel(kernel, "gfx942", dtype).asm["amdgcn"]
-    assert "v_mfma" in code
+@pytest.mark.parametrize("name", KERNELS)
+def test_rocm(name):
+    code = aot.compile_kernel(name, "gfx942", torch.bfloat16).asm["amdgcn"]
     assert ".private_segment_fixed_size: 0" in code
+    assert "v_mfma" in code or name not in aot.TILE_KERNELS
+
+
+@pytest.mark.parametrize("arch", ["90", "gfx942"])
+def test_no_compilation_when_the_number_of_rows_changes(arch):
+    keys = defaultdict(set)
+    for m in (300, 301, 512, 1000):
+        for launch in aot.launches(arch, torch.bfloat16, m=m):
+            keys[launch.name].add(launch.key(arch))
+    assert {name: len(of_name) for name, of_name in keys.items()} == dict.fromkeys(KERNELS, 1)
+
+
+def test_a_compilation_for_other_columns_is_seen():
+    one, other = ({launch.key("90") for launch in aot.launches("90", torch.bfloat16, d)} for d in (512, 576))
+    assert one != other
 
 
 def test_planted_spill_is_seen():
-    code = aot.facts(aot.compile_tile_kernel(similarity_grad_kernel, "80", torch.bfloat16, maxnreg=64))
+    code = aot.code(aot.compile_kernel(GRAD, "80", torch.bfloat16, maxnreg=64))
     with pytest.raises(AssertionError, match="stack of"):
         assert_as_planned(code, "80")
 
 
 @triton.jit
-def _product_without_tensor_cores(x, y, out):
-    lane = tl.arange(0, 32)
-    a = tl.load(x + lane[:, None] * 32 + lane[None, :])
-    b = tl.load(y + lane[:, None] * 32 + lane[None, :])
-    tl.store(out + lane[:, None] * 32 + lane[None, :], tl.dot(a, b, input_precision="ieee"))
+def _product(x, y, out, SIDE: tl.constexpr, TIMES: tl.constexpr, PRECISION: tl.constexpr):
+    lane = tl.arange(0, SIDE)
+    at = lane[:, None] * SIDE + lane[None, :]
+    dots = tl.zeros((SIDE, SIDE), tl.float32)
+    for _ in tl.static_range(TIMES):
+        dots = tl.dot(tl.load(x + at), tl.load(y + at), dots, input_precision=PRECISION)
+        x += SIDE
+        y += SIDE
+    tl.store(out + at, dots)
 
 
-@pytest.mark.parametrize("arch", aot.TENSOR_CORE)
+def _compiled(arch: str, side: int, times: int, dtype: str, precision: str):
+    constants = {"SIDE": side, "TIMES": times, "PRECISION": precision}
+    signature = {"x": dtype, "y": dtype, "out": "*fp32"} | dict.fromkeys(constants, "constexpr")
+    aligned = {(i,): [["tt.divisibility", 16]] for i in range(3)}
+    source = ASTSource(_product, signature, constants, aligned)
+    return aot.code(triton.compile(source, target=GPUTarget("cuda", int(arch), 32)))
+
+
+@pytest.mark.parametrize("arch", TENSOR_CORE)
 def test_planted_loop_without_tensor_cores_is_seen(arch):
-    source = ASTSource(_product_without_tensor_cores, dict.fromkeys(("x", "y", "out"), "*fp32"), {})
-    code = aot.facts(triton.compile(source, target=GPUTarget("cuda", int(arch), 32)))
     with pytest.raises(AssertionError, match="no "):
-        assert_as_planned(code, arch)
+        assert_multiplies(_compiled(arch, 32, 1, "*fp32", "ieee"), TENSOR_CORE[arch], 512)
+
+
+@pytest.mark.parametrize("arch", ["80", "90"])
+def test_planted_loop_with_part_of_its_products_is_seen(arch):
+    code = _compiled(arch, 128, 2, "*bf16", "ieee")
+    assert_multiplies(code, TENSOR_CORE[arch], 256)
+    with pytest.raises(AssertionError, match="and no loop around them"):
+        assert_multiplies(code, TENSOR_CORE[arch], 512)
+
+
+def test_planted_lack_of_shared_memory_and_of_registers_is_seen():
+    code = aot.code(aot.compile_kernel(LSE, "80", torch.bfloat16))
+    with pytest.raises(AssertionError, match="bytes of shared memory"):
+        assert_as_planned(replace(code, shared=163 * 1024 + 1), "80")
+    with pytest.raises(AssertionError, match="threads of 255 registers"):
+        assert_two_programs(replace(code, registers=255, threads=256), "80")

@@ -1,103 +1,134 @@
-"""Triton kernels compiled ahead of time, and what the machine code says: no device is needed.
-
-Registers and local memory come from cuobjdump, instructions from nvdisasm; both are in Triton's package.
-"""
+"""The Triton kernels compiled ahead of time, for parts that are not here, just as the engine would launch them there."""
 
 from __future__ import annotations
 
 import functools
 import os
-import re
-import subprocess
-import tempfile
-from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import triton
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, CompiledKernel
+from triton.compiler import ASTSource, CompiledKernel, make_backend
+from triton.runtime import jit
 
+import uniclip_kernels
 from uniclip_kernels.triton import TritonBackend, tuning
-from uniclip_kernels.triton.similarity_grad import similarity_grad_kernel
-from uniclip_kernels.triton.similarity_lse import similarity_lse_kernel
-from uniclip_kernels.triton.similarity_matrix import similarity_matrix_kernel
+from uniclip_kernels.triton.launch import Launcher
 
-_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+from . import machine_code
+from .installed import installed
+from .machine_code import Code
+
 _CACHE = Path(__file__).resolve().parents[2] / "build" / "triton-cache"
-_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-_ROWS = ("rows", "h", "x", "y")  # pointers in the dtype of the rows
-_INT32 = ("ids", "tiles", "x_domains", "y_domains")
-_FLOAT32 = ("temperature", "offset", "by_row", "by_col", "lse", "coefficient", "parts", "s")
+_VARIANTS = ("DIAGONAL", "COLUMNS_ARE_DOMAINS")
 
-TILE_KERNELS = (similarity_lse_kernel, similarity_grad_kernel, similarity_matrix_kernel)
-#: The tensor-core instruction of each architecture.
-TENSOR_CORE = {"80": "HMMA", "90": "HGMMA", "100": "UTCHMMA", "120": "HMMA"}
+#: Every kernel that a step of training launches, in all its variants.
+TILE_KERNELS = (
+    "similarity_lse_kernel",
+    "similarity_lse_kernel DIAGONAL",
+    "similarity_grad_kernel",
+    "similarity_grad_kernel DIAGONAL",
+    "similarity_matrix_kernel",
+)
+ROW_KERNELS = (
+    "gather_rows_kernel",
+    "scatter_rows_kernel",
+    "positives_forward_kernel",
+    "positives_backward_kernel",
+    "similarity_matrix_grad_kernel",
+)
+SUM_KERNELS = (  # which the dtype of the rows does not concern
+    "merge_lse_kernel",
+    "sum_pairs_kernel",
+    "sum_pairs_kernel DIAGONAL",
+    "sum_pairs_kernel COLUMNS_ARE_DOMAINS",
+)
 
 
 @dataclass(frozen=True)
-class Facts:
-    registers: int
-    stack: int  # bytes of local memory a thread, where spills show
-    shared: int  # bytes a program
-    warps: int
-    listing: tuple[tuple[str, str], ...]  # (opcode, text) in order
+class Launch:
+    kernel: triton.JITFunction
+    args: tuple
+    meta: dict
 
-    @functools.cached_property
-    def counts(self) -> Counter:
-        return Counter(opcode for opcode, _ in self.listing)
+    @property
+    def name(self) -> str:
+        return " ".join([self.kernel.__name__, *(v for v in _VARIANTS if self.meta.get(v))])
 
-    def spills(self) -> bool:
-        return self.stack > 0 or self.counts["STL"] > 0 or self.counts["LDL"] > 0
+    def key(self, arch: str) -> str:
+        """What Triton caches compiled kernels by."""
+        _, specialization, options = self._bind(arch)
+        return jit.compute_cache_key({}, specialization, options)
 
+    def compile(self, arch: str) -> CompiledKernel:
+        os.environ.setdefault("TRITON_CACHE_DIR", str(_CACHE))
+        values, specialization, options = self._bind(arch)
+        target, compiler = _target(arch)
+        options, *source = self.kernel._pack_args(compiler, self.meta, values, specialization, options)
+        return triton.compile(ASTSource(self.kernel, *source), target=target, options=options.__dict__)
 
-def compile_tile_kernel(
-    kernel: triton.JITFunction,
-    arch: str,
-    dtype: torch.dtype,
-    d: int = 512,
-    diagonal: bool = False,
-    **overrides: int,
-) -> CompiledKernel:
-    """A kernel over tiles for ``arch`` in the configuration that comes first there, unless overridden."""
-    os.environ.setdefault("TRITON_CACHE_DIR", str(_CACHE))
-    options = tuning.configurations(kernel, arch, dtype)[0] | overrides
-    constants = {"D": d, "DIAGONAL": diagonal, "BLOCK": TritonBackend.block, "BLOCK_D": options.pop("BLOCK_D")}
-    constants["PRECISION"] = tuning.precision(arch, dtype)
-    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
-    types = dict.fromkeys(_ROWS, "*" + _NAMES[dtype]) | dict.fromkeys(_INT32, "*i32") | dict.fromkeys(_FLOAT32, "*fp32")
-    types["domain_mask"] = "*u8"
-    signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in kernel.arg_names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(kernel.arg_names) if n in types}
-    hip = arch.startswith("gfx")
-    target = GPUTarget("hip", arch, 64) if hip else GPUTarget("cuda", int(arch), 32)
-    return triton.compile(ASTSource(kernel, signature, constants, aligned), target=target, options=options)
+    def _bind(self, arch: str) -> tuple[dict, list, dict]:
+        return _binder(self.kernel, arch)(*self.args, **self.meta)
 
 
-def facts(compiled: CompiledKernel) -> Facts:
-    """What the cubin of a kernel for CUDA says."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        usage = _run("cuobjdump", "--dump-resource-usage", file.name)
-        code = _run("nvdisasm", "-c", file.name)
-    instruction = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+((?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)[^;]*);|^(\.L_\w+):", re.M)
-    listing = [(m[2], m[1]) if m[2] else ("label", m[3]) for m in instruction.finditer(code)]
-    return Facts(
-        registers=int(re.search(r"REG:(\d+)", usage)[1]),
-        stack=int(re.search(r"STACK:(\d+)", usage)[1]),
-        shared=compiled.metadata.shared,
-        warps=compiled.metadata.num_warps,
-        listing=tuple(listing),
-    )
+@functools.cache
+def _target(arch: str) -> tuple[GPUTarget, object]:
+    target = GPUTarget("hip", arch, 64) if arch.startswith("gfx") else GPUTarget("cuda", int(arch), 32)
+    return target, make_backend(target)
 
 
-def product_loop(code: Facts, tensor_core: str) -> Counter:
-    """Instructions from the first to the last tensor-core one: the loop over D, unrolled or not."""
-    at = [i for i, (opcode, _) in enumerate(code.listing) if opcode == tensor_core]
-    return Counter(opcode for opcode, _ in code.listing[at[0] : at[-1] + 1]) if at else Counter()
+@functools.cache
+def _binder(kernel: triton.JITFunction, arch: str):
+    return jit.create_function_from_signature(kernel.signature, kernel.params, _target(arch)[1])
 
 
-def _run(tool: str, *arguments: str) -> str:
-    return subprocess.run([_TOOLS / tool, *arguments], capture_output=True, text=True, check=True).stdout
+class _Recorder(Launcher):
+    """Keeps what would be launched on a part of an architecture, and launches nothing."""
+
+    def __init__(self, arch: str):
+        self.arch = arch
+        self.launches: list[Launch] = []
+
+    def __call__(self, kernel: triton.JITFunction, grid: Sequence[int], *args, **meta) -> None:
+        if 0 not in grid:
+            self.launches.append(Launch(kernel, args, meta | {"debug": False}))
+
+    def configured(self, kernel: triton.JITFunction, rows: Tensor) -> tuple[triton.JITFunction, dict]:
+        precision = {"PRECISION": tuning.precision(self.arch, rows.dtype)}
+        return kernel, precision | tuning.configurations(kernel, self.arch, rows.dtype)[0]
+
+
+def launches(arch: str, dtype: torch.dtype, d: int = 512, m: int = 300) -> list[Launch]:
+    """Those of both functions, forward and backward, of m rows in tiles that each are a rectangle of their own."""
+    recorder = _Recorder(arch)
+    backend = TritonBackend("cpu", recorder, workspace_bytes=TritonBackend.block**2 * dtype.itemsize)
+    z = torch.zeros(m, d, dtype=dtype, requires_grad=True)
+    domains = torch.arange(m) % 2
+    tables = [torch.ones(2, 2, requires_grad=True) for _ in range(2)]
+    options = {"temperature": tables[0], "offset": tables[1], "backend": "triton"}
+    mask = torch.ones(2, 2, dtype=torch.bool)
+    with installed("triton", backend):
+        uniclip_kernels.mp_nce(z, torch.arange(m) // 2, domains, domain_mask=mask, **options).backward()
+        uniclip_kernels.domain_similarity(z, z, domains, domains, **options).sum().backward()
+    return recorder.launches
+
+
+@functools.cache
+def _by_name(arch: str, dtype: torch.dtype, d: int) -> dict[str, Launch]:
+    return {launch.name: launch for launch in launches(arch, dtype, d)}
+
+
+def compile_kernel(name: str, arch: str, dtype: torch.dtype, d: int = 512, **overrides: int) -> CompiledKernel:
+    """A kernel by its name above, in the configuration that comes first for ``arch`` unless overridden."""
+    launch = _by_name(arch, dtype, d)[name]
+    return replace(launch, meta=launch.meta | overrides).compile(arch)
+
+
+def code(compiled: CompiledKernel) -> Code:
+    """The machine code of a kernel for CUDA."""
+    (found,) = machine_code.read(compiled.asm["cubin"]).values()
+    return replace(found, threads=compiled.metadata.num_warps * 32, shared=compiled.metadata.shared)

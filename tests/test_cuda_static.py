@@ -1,0 +1,80 @@
+"""The CUDA kernels as nvcc built them for parts that are not here: registers, spills, tensor cores, shared memory."""
+
+import subprocess
+from dataclasses import replace
+
+import pytest
+
+from tests.emulation import machine_code
+from tests.emulation.cuda import cubins, toolkit
+from tests.emulation.machine_code import assert_as_planned, assert_multiplies, assert_two_programs, product_loop
+
+needs_extension = pytest.mark.skipif(
+    cubins.extension() is None, reason="uniclip_kernels._cuda was left out of this build (UNICLIP_BUILD_CUDA)"
+)
+LSE, GRAD, MATRIX = cubins.TILE_KERNELS
+
+PLANTED = """
+extern "C" __global__ void spill(float* out, int index) {
+  float values[64] = {};
+  for (int i = 0; i < index; ++i) values[i * index % 64] += out[i];
+  out[index] = values[index % 64];
+}
+extern "C" __global__ void product(const float* x, const float* y, int d, float* out) {
+  float sum = 0;
+  for (int c = 0; c < d; ++c) sum += x[threadIdx.x * d + c] * y[blockIdx.x * d + c];
+  out[threadIdx.x] = sum;
+}
+"""
+
+
+@needs_extension
+@pytest.mark.parametrize("arch", cubins.ARCHITECTURES)
+def test_every_kernel(arch):
+    kernels = cubins.kernels(arch)
+    assert len(kernels) == 29, "12 of tiles, 15 of rows in three types, and two sums"
+    for name, code in kernels.items():
+        try:
+            assert_as_planned(code, arch)
+        except AssertionError as error:
+            raise AssertionError(f"{name}: {error}") from None
+
+
+@needs_extension
+@pytest.mark.parametrize("arch", cubins.ARCHITECTURES)
+@pytest.mark.parametrize("operand", cubins.OPERANDS)
+@pytest.mark.parametrize("name", cubins.TILE_KERNELS)
+def test_kernels_over_tiles(name, operand, arch):
+    code = cubins.tile_kernel(name, operand, arch)
+    assert_multiplies(code, "HMMA", 512)
+    counts = product_loop(code, "HMMA").counts
+    assert counts["LDSM"] > 0
+    assert counts["LDGSTS"] > 0
+    if (name, arch) == (GRAD, "120") and operand in ("Float", "TF32"):
+        code = replace(code, shared=0)  # its tile in float32 leaves room for one block in the 100 KB of this part
+    assert_two_programs(code, arch)
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("planted")
+    source, cubin = folder / "planted.cu", folder / "planted.cubin"
+    source.write_text(PLANTED)
+    subprocess.run([toolkit.nvcc(), "-arch=sm_80", "-cubin", str(source), "-o", str(cubin)], check=True)
+    return {name: replace(code, threads=256) for name, code in machine_code.read(cubin.read_bytes()).items()}
+
+
+def test_planted_spill_is_seen(planted):
+    with pytest.raises(AssertionError, match="stack of 256 bytes"):
+        assert_as_planned(planted["spill"], "80")
+
+
+def test_planted_loop_without_tensor_cores_is_seen(planted):
+    assert_as_planned(planted["product"], "80")
+    with pytest.raises(AssertionError, match="no HMMA"):
+        assert_multiplies(planted["product"], "HMMA", 512)
+
+
+def test_planted_registers_are_seen(planted):
+    with pytest.raises(AssertionError, match="256 threads of 136 registers"):
+        assert_two_programs(replace(planted["product"], registers=136), "80")
