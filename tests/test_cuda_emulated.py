@@ -64,11 +64,7 @@ def test_tf32_where_pytorch_allows_it(tf32_allowed):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", similarity.CASES)
-def test_domain_similarity(name, dtype, request):
-    if (name, dtype) == ("transposed", torch.float16):
-        request.applymarker(
-            pytest.mark.xfail(strict=True, reason="the engine scales its gradient and keeps its strides")
-        )
+def test_domain_similarity(name, dtype):
     case = similarity.CASES[name]
     with installed("cuda", emulated()):
         got = similarity.differentiate(case, dtype, functools.partial(domain_similarity, backend="cuda"))

@@ -74,6 +74,12 @@ def test_bad_arguments_are_named(options):
         MPNCELoss(**options)
 
 
+def test_checks_its_tables_whatever_the_environment_says(monkeypatch):
+    monkeypatch.setenv("UNICLIP_CHECK_VALUES", "0")
+    with pytest.raises(ValueError, match="temperature must be positive and finite, got nan"):
+        MPNCELoss(temperature=float("nan"))
+
+
 def test_is_made_without_values_on_the_meta_device():
     with torch.device("meta"):
         criterion = MPNCELoss(domain_mask=torch.ones(2, 2).bool())

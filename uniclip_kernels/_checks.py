@@ -96,14 +96,7 @@ def check_values(
     """``temperature``, ``offset``, ``weight`` are full (K, K) tables; ``num_domains`` is None where K does not matter."""
     if os.environ.get("UNICLIP_CHECK_VALUES") == "0":
         return
-    conditions = [
-        ("temperature must be positive and finite", temperature, (temperature > 0) & temperature.isfinite()),
-        ("offset must be finite", offset, offset.isfinite()),
-    ]
-    if weight is not None:
-        conditions.append(("weight must be finite", weight, weight.isfinite()))
-    if domain_mask is not None:
-        conditions.append(("domain_mask must be symmetric", domain_mask, domain_mask == domain_mask.T))
+    conditions = _of_tables(temperature, offset, weight, domain_mask)
     for name, ids in domain_ids.items():
         top = math.inf if num_domains is None else num_domains
         inside = (ids >= 0) & (ids.long() < top)  # K itself may not fit the type of the ids
@@ -112,6 +105,33 @@ def check_values(
         fused = torch.stack([good.all() for _, _, good in conditions]).all()
         torch._assert_async(fused, "uniclip_kernels: " + "; ".join(message for message, _, _ in conditions))
         return
+    _raise_first(conditions)
+
+
+def check_tables_now(temperature: Tensor, offset: Tensor, weight: Tensor, domain_mask: Tensor | None) -> None:
+    """Whatever the environment says, and waiting for devices: for what is checked once."""
+    tables = temperature.cpu(), offset.cpu(), weight.cpu(), None if domain_mask is None else domain_mask.cpu()
+    _raise_first(_of_tables(*tables))
+
+
+_Condition = tuple[str, Tensor, Tensor]  # what must hold, of which tensor, where it does
+
+
+def _of_tables(
+    temperature: Tensor, offset: Tensor, weight: Tensor | None, domain_mask: Tensor | None
+) -> list[_Condition]:
+    conditions = [
+        ("temperature must be positive and finite", temperature, (temperature > 0) & temperature.isfinite()),
+        ("offset must be finite", offset, offset.isfinite()),
+    ]
+    if weight is not None:
+        conditions.append(("weight must be finite", weight, weight.isfinite()))
+    if domain_mask is not None:
+        conditions.append(("domain_mask must be symmetric", domain_mask, domain_mask == domain_mask.T))
+    return conditions
+
+
+def _raise_first(conditions: list[_Condition]) -> None:
     for message, value, good in conditions:
         if not good.all():
             raise ValueError(f"{message}, got {_culprit(value, good)}")

@@ -139,7 +139,7 @@ def similarity_backward(
     grad_x = torch.zeros_like(x_rows, dtype=s.dtype)
     grad_y = torch.zeros_like(y_rows, dtype=s.dtype)
     gain = _gain(x_rows, grad, temperature)
-    grad = grad.to(s.dtype).contiguous() if isinstance(gain, float) else grad * gain
+    grad = (grad if isinstance(gain, float) else grad * gain).to(s.dtype).contiguous()
     panel = backend.panel_rows(x_rows)
     for i in range(0, len(x), panel):
         for j in range(0, len(y), panel):

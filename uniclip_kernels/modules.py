@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ._checks import check_reduction, check_values
+from ._checks import check_reduction, check_tables_now
 from .functional import mp_nce
 
 
@@ -60,7 +60,7 @@ class MPNCELoss(nn.Module):
                 f"domain_mask must be a bool tensor of shape {tuple(tau.shape)}, got {mask.dtype} of {tuple(mask.shape)}"
             )
         if not tau.is_meta:  # where there are no values yet
-            check_values(tau, b, {}, None, w, mask)
+            check_tables_now(tau, b, w, mask)
             if learnable and (tau < min_temperature).any():
                 raise ValueError(f"temperature must be at least min_temperature={min_temperature}, got {temperature}")
         self.num_domains = num_domains
