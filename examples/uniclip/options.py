@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 import torch
@@ -70,7 +71,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help=f"of the loss; usable here: {', '.join(usable)}; default: the best",
     )
     add("--epochs", type=_positive, default=36, help="passes over the training samples; default: %(default)s")
-    add("--batch-size", type=_positive, default=128, help="samples a step; default: %(default)s")
+    add("--batch-size", type=_batch_size, default=128, help="samples a step; default: %(default)s")
     add("--limit", type=_positive, metavar="N", help="read the first N rows of the data only")
     add(
         "--seed",
@@ -114,6 +115,12 @@ def _positive(text: str) -> int:
     return value
 
 
+def _batch_size(text: str) -> int:
+    if (value := int(text)) < 2:
+        raise argparse.ArgumentTypeError(f"must be at least 2, for there are no negatives otherwise, got {value}")
+    return value
+
+
 def _seed(text: str) -> int:
     if (value := int(text)) < 0:
         raise argparse.ArgumentTypeError(f"must not be negative, got {value}")
@@ -122,16 +129,19 @@ def _seed(text: str) -> int:
 
 def _folder(text: str) -> Path:
     path = Path(text)
-    if path.exists() and not path.is_dir():
-        raise argparse.ArgumentTypeError(f"{path} is a file, not a folder")
+    there = next(p for p in (path, *path.absolute().parents) if p.exists())  # the rest will be made
+    if not text or not there.is_dir():
+        raise argparse.ArgumentTypeError(f"{str(there) if text else text!r} is not a folder")
+    if not os.access(there, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{there} cannot be written to")
     return path
 
 
 def _device(text: str) -> torch.device:
     try:
         device = torch.device(text)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros((), device=device).item()  # what has no values, such as meta, fails here
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise argparse.ArgumentTypeError(f"{text} is not usable here: {str(error).splitlines()[0]}") from None
     return device
 

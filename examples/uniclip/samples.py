@@ -97,7 +97,10 @@ def split(samples: Samples, seed: int) -> tuple[Samples, Samples]:
 def square(file: Path | BinaryIO) -> np.ndarray:
     """The central square of a picture, on white, as ``(S, S, 3)`` uint8. Raises what PIL raises."""
     with Image.open(file) as opened:
-        image = ImageOps.exif_transpose(opened).convert("RGBA")
+        image = ImageOps.exif_transpose(opened)
+    if image.mode.startswith("I;16"):  # PIL would cut it off at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    image = image.convert("RGBA")
     canvas = Image.new("RGBA", image.size, "white")
     canvas.alpha_composite(image)
     return np.asarray(ImageOps.fit(canvas.convert("RGB"), (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC))

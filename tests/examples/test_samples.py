@@ -18,6 +18,13 @@ def test_pictures_are_cut_to_their_central_square_on_white(tmp_path):
     assert (pixels[36:, 4:-4] == (255, 0, 0)).all()  # the filter looks a little across the edges
 
 
+def test_sixteen_bit_greys_keep_their_shades(tmp_path):
+    ramp = np.linspace(0, 65535, 64, dtype=np.uint16)[None].repeat(64, 0)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    pixels = samples.square(tmp_path / "ramp.png")
+    assert (np.abs(pixels.astype(int) - (ramp >> 8)[..., None]) <= 1).all()
+
+
 def test_split_holds_out_a_tenth_of_the_samples():
     n = 200
     images = torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1).expand(n, 3, 2, 2)
