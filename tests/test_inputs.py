@@ -58,6 +58,8 @@ BAD = [
         "temperature must be a floating-point tensor, got torch.int64",
     ),
     ({"temperature": "warm"}, TypeError, "temperature must be a number or a tensor, got str"),
+    ({"temperature": None}, TypeError, "temperature must be a number or a tensor, got NoneType"),
+    ({"weight": None}, TypeError, "weight must be a number or a tensor, got NoneType"),
     (
         {"temperature": TABLE.to("meta")},
         ValueError,

@@ -50,7 +50,7 @@ def check_tables(embeddings: Tensor, **tables: float | Tensor | None) -> None:
     """Numbers, 0-dim tensors or square matrices, all matrices of one K, on the device of the embeddings."""
     k = None
     for name, value in tables.items():
-        if value is None:
+        if value is None and name == "domain_mask":
             continue
         if not isinstance(value, Tensor):
             if name == "domain_mask":
