@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 
-from tests import test_domain_similarity as similarity
+from tests import similarity_cases as similarity
 from tests.cases import BY_NAME
 from tests.emulation.cuda.backends import executed_ptx
 from tests.emulation.installed import installed
