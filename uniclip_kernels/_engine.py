@@ -2,7 +2,7 @@
 
 Forward M²D and backward 3M²D multiply-adds counted as two flops, since each unordered pair is computed once. Nothing of size
 M x M is kept: a rectangle of the gradient lives in a workspace of fixed size, and between forward and backward only the rows,
-lse and one coefficient a row are saved.
+lse and one coefficient a row are saved, and as many dot products as the backend's ``kept_bytes`` hold.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ def mp_nce_forward(
     problem = Problem(rows, layout, temperature, offset, weight, domain_mask)
 
     lse = torch.full_like(inv_norm, -torch.inf)
+    # Zeros, since it is an output of the operator: not all of it is written.
     kept = lse.new_zeros(kept_elements(backend, len(rows), lse.dtype, keep))
     for rectangle, dots in _walk(backend, problem, kept):
         backend.similarity_lse(problem, rectangle, lse, dots)
