@@ -66,6 +66,7 @@ def test_a_learnable_temperature_stays_above_its_floor_and_can_come_back():
         {"domain_mask": torch.ones(2, 2).triu().bool()},
         {"reduction": "average"},
         {"min_temperature": 0.0},
+        {"backend": "gpu"},
     ],
     ids=str,
 )

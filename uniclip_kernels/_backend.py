@@ -140,16 +140,20 @@ def backends() -> dict[str, str | None]:
     return {name: _load(name)[1] for name in _MODULES} | {REFERENCE: None}
 
 
+def check_backend(name: str | None) -> None:
+    if name is not None and name not in NAMES:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, NAMES))} or None, got {name!r}")
+
+
 @torch.compiler.assume_constant_result
 def choose(name: str | None, device_type: str) -> str:
     """The name of the backend that will run: ``name`` if it can, or the best usable one for the device."""
+    check_backend(name)
     if name is None:
         usable = (n for n in _MODULES if _load(n)[1] is None and _load(n)[0].device_type == device_type)
         return next(usable, REFERENCE)
     if name == REFERENCE:
         return name
-    if name not in _MODULES:
-        raise ValueError(f"backend must be one of {', '.join(map(repr, NAMES))} or None, got {name!r}")
     backend, reason = _load(name)
     if reason is not None:
         raise ValueError(f"backend {name!r} is not usable here: {reason}")

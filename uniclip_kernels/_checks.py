@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
+from ._engine import accumulator_dtype
+
 REDUCTIONS = ("mean", "sum", "none")
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -23,6 +25,7 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 def check_embeddings(name: str, z: Tensor) -> None:
     if not isinstance(z, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(z).__name__}")
+    _check_dense(name, z)
     if z.dtype not in _FLOATS:
         raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {z.dtype}")
     if z.dtype == torch.float64 and z.device.type != "cpu":
@@ -36,6 +39,7 @@ def check_embeddings(name: str, z: Tensor) -> None:
 def check_ids(name: str, ids: Tensor, rows_name: str, rows: Tensor) -> None:
     if not isinstance(ids, Tensor):
         raise TypeError(f"{name} must be an integer tensor, got {type(ids).__name__}")
+    _check_dense(name, ids)
     if ids.dtype not in _INTEGERS:
         raise TypeError(f"{name} must be an integer tensor, got {ids.dtype}")
     if ids.ndim != 1 or ids.shape[0] != rows.shape[0]:
@@ -57,8 +61,9 @@ def check_tables(embeddings: Tensor, **tables: float | Tensor | None) -> None:
                 raise TypeError(f"domain_mask must be a (K, K) bool tensor, got {type(value).__name__}")
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
-            _check_number(name, float(value))
+            _check_number(name, float(value), accumulator_dtype(embeddings.dtype))
             continue
+        _check_dense(name, value)
         if name == "domain_mask" and value.dtype != torch.bool:
             raise TypeError(f"domain_mask must be a bool tensor, got {value.dtype}")
         if name != "domain_mask" and not value.is_floating_point():
@@ -137,12 +142,19 @@ def _raise_first(conditions: list[_Condition]) -> None:
             raise ValueError(f"{message}, got {_culprit(value, good)}")
 
 
-def _check_number(name: str, value: float) -> None:
+def _check_dense(name: str, value: Tensor) -> None:
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got {value.layout}")
+
+
+def _check_number(name: str, value: float, dtype: torch.dtype) -> None:
     # By comparisons, which torch.compile can trace where the number is a variable of the graph.
     if name == "temperature" and not 0 < value < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {value}")
     if not -math.inf < value < math.inf:
         raise ValueError(f"{name} must be finite, got {value}")
+    if not -torch.finfo(dtype).max <= value <= torch.finfo(dtype).max:
+        raise ValueError(f"{name} must be finite in {dtype}, got {value}")
 
 
 def _culprit(value: Tensor, good: Tensor) -> str:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ._backend import check_backend
 from ._checks import check_reduction, check_tables_now
 from .functional import mp_nce
 
@@ -52,6 +53,7 @@ class MPNCELoss(nn.Module):
         if not (min_temperature > 0 and math.isfinite(min_temperature)):
             raise ValueError(f"min_temperature must be positive and finite, got {min_temperature}")
         check_reduction(reduction)
+        check_backend(backend)
         tables = {"temperature": temperature, "offset": offset, "weight": weight}
         tau, b, w = (_table(name, value, num_domains) for name, value in tables.items())
         mask = None if domain_mask is None else torch.as_tensor(domain_mask).clone()
