@@ -66,29 +66,33 @@ void similarity_matrix_grad(const Tensor grad, const Tensor s, const Tensor x_do
     const int64_t domains = tau.rows, pairs = domains * domains;
     const int64_t tiles = ceil_div(upstream.cols, kTile);
     std::vector<double> parts(tiles * pairs * 2, 0.0);
+    const auto& kernels = tile_kernels<C>();
     struct Scratch {
-      Buffer<T> factor, sum_grad, sum_grad_s;  // of each column, for each domain of the rows
+      Buffer<T> h, factor, sum_grad, sum_grad_s;  // all but h: of each column, for each domain of the rows
     };
     const auto scratch = [&] {
-      return Scratch{make_buffer<T>(domains * kTile), make_buffer<T>(domains * kTile), make_buffer<T>(domains * kTile)};
+      return Scratch{make_buffer<T>(kTile * kTile), make_buffer<T>(domains * kTile), make_buffer<T>(domains * kTile),
+                     make_buffer<T>(domains * kTile)};
     };
     parallel_tasks(tiles, scratch, [&](int64_t task, Scratch& t) {
-      const int64_t j = task * kTile, cols = std::min(kTile, upstream.cols - j);
+      const int64_t j = task * kTile, cols = std::min(kTile, upstream.cols - j), n = round_up(cols, kBlock);
       std::fill_n(t.factor.get(), domains * kTile, T(0));
       std::fill_n(t.sum_grad.get(), domains * kTile, T(0));
       std::fill_n(t.sum_grad_s.get(), domains * kTile, T(0));
       for (int64_t a = 0; a < domains; ++a) {
         for (int64_t k = 0; k < cols; ++k) t.factor[a * kTile + k] = 1 / tau[a][dy[j + k]];
       }
-      for (int64_t i = 0; i < out.rows; ++i) {
-        std::fill_n(out[i] + j, std::min(kTile, out.cols - j), C{});
-        if (i >= upstream.rows) continue;
-        const int64_t a = dx[i] * kTile;
-        tile_kernels<C>().affine_grad_row(upstream[i] + j, similarity[i] + j, &t.factor[a], out[i] + j, &t.sum_grad[a],
-                                          &t.sum_grad_s[a], cols);
-      }
-      for (int64_t k = 0; k < std::min(kTile, out.cols - j); ++k) {
-        for (int64_t i = 0; i < out.rows; ++i) out_transposed[j + k][i] = out[i][j + k];
+      for (int64_t i = 0; i < out.rows; i += kTile) {
+        const int64_t count = std::min(kTile, upstream.rows - i), m = round_up(count, kBlock);
+        std::fill_n(t.h.get(), m * n, T(0));
+        for (int64_t r = 0; r < m; ++r) {
+          std::fill_n(out[i + r] + j, n, C{});
+          if (r >= count) continue;
+          const int64_t a = dx[i + r] * kTile;
+          kernels.affine_grad_row(upstream[i + r] + j, similarity[i + r] + j, &t.factor[a], t.h.get() + r * n,
+                                  out[i + r] + j, &t.sum_grad[a], &t.sum_grad_s[a], cols);
+        }
+        kernels.store_transposed(t.h.get(), int(m), int(n), out_transposed[j] + i, out_transposed.stride);
       }
       for (int64_t a = 0; a < domains; ++a) {
         for (int64_t k = 0; k < cols; ++k) {

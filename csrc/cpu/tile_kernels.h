@@ -54,8 +54,9 @@ struct TileKernels {
 
   // Tiles of domain_similarity: s = dot * scale[j] - shift[j], columns of any domain, n columns.
   void (*affine_row)(const T* dots, const T* scale, const T* shift, T* s, int64_t n);
-  // out = grad * factor[j] rounded to C, with Σ grad and Σ grad s added to each column's pair of sums.
-  void (*affine_grad_row)(const T* grad, const T* s, const T* factor, C* out, T* sum_grad, T* sum_grad_s, int64_t n);
+  // grad * factor[j], in h and rounded to C in out, with Σ grad and Σ grad s added to each column's pair of sums.
+  void (*affine_grad_row)(const T* grad, const T* s, const T* factor, T* h, C* out, T* sum_grad, T* sum_grad_s,
+                          int64_t n);
 };
 
 // Rows of the user's type In to and from rows of the compute type C.
