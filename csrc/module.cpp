@@ -10,5 +10,5 @@ PYBIND11_MODULE(_C, m) {
   m.attr("compiler") = UNICLIP_COMPILER;
   m.attr("torch_version") = UNICLIP_TORCH_VERSION;
   m.def("cpu_instruction_set", &uniclip::instruction_set);
-  m.def("cpu_has_fast_bfloat16", &uniclip::has_fast_bfloat16);
+  m.def("cpu_bfloat16_products", &uniclip::bfloat16_products);
 }

@@ -18,12 +18,12 @@ def test_cpu_on_the_grid(case, dtype):
     assert_matches(evaluate(case, "cpu", dtype), case, dtype)
 
 
-@pytest.mark.parametrize("operands", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("operands", [torch.float32, torch.bfloat16, torch.int16], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=repr)
-def test_cpu_with_either_operands_of_bfloat16_products(case, operands, monkeypatch):
+def test_cpu_with_any_operands_of_bfloat16_products(case, operands, monkeypatch):
     if operands == torch.bfloat16 and not torch.cpu._is_avx512_bf16_supported():
         pytest.skip("this processor has no bfloat16 instructions")
-    monkeypatch.setattr(find("cpu"), "multiplies_bfloat16", operands == torch.bfloat16)
+    monkeypatch.setattr(find("cpu"), "bfloat16_products", operands)
     assert_matches(evaluate(case, "cpu", torch.bfloat16), case, torch.bfloat16)
 
 

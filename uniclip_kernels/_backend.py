@@ -53,8 +53,8 @@ class Backend(ABC):
         """Why this backend cannot run here, or None."""
 
     @abstractmethod
-    def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """The dtype of the operands of the matrix products for inputs of ``dtype``."""
+    def compute_dtype(self, dtype: torch.dtype, normalize: bool) -> torch.dtype:
+        """The dtype of the operands of the matrix products for inputs of ``dtype``; int16 is fixed point, for unit rows."""
 
     @abstractmethod
     def gather_rows(self, z: Tensor, order: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
@@ -92,9 +92,13 @@ class Backend(ABC):
         ``sums`` (K, K, 2) float64 at [d_i, d_j], d_i <= d_j. The two may have rows and columns of zeros beyond the rectangle's.
         """
 
+    def pack_rows(self, rows: Tensor) -> Tensor:
+        """The rows in the form that ``accumulate`` takes them: still one index a slot, to be cut between tiles only."""
+        return rows
+
     @abstractmethod
     def accumulate(self, out: Tensor, a: Tensor, b: Tensor) -> None:
-        """out += a @ b with accumulation in the dtype of ``out``; a may be wider and taller than needed, by zeros."""
+        """out += a @ b for packed rows b, in the dtype of ``out``; a may be wider and taller than needed, by zeros."""
 
     @abstractmethod
     def positives_forward(self, problem: Problem, lse: Tensor) -> tuple[Tensor, Tensor]:

@@ -85,6 +85,7 @@ def mp_nce_backward(
     scale, factor = scale * gain, factor / gain
 
     grad_rows = torch.zeros_like(rows, dtype=lse.dtype) if need_embeddings else None
+    packed = backend.pack_rows(rows) if need_embeddings else None
     sums = torch.zeros(*problem.temperature.shape, 2, dtype=torch.float64, device=rows.device)
     side = min(backend.panel_rows(rows), rows.shape[0])
     work = backend.workspace(rows, side)
@@ -92,7 +93,8 @@ def mp_nce_backward(
     for rectangle, dots in _walk(backend, problem, kept):
         h, h_transposed = backend.similarity_grad(problem, rectangle, lse, coefficient, dots, sums, work)
         if grad_rows is not None:
-            _multiply(backend, grad_rows, rows, rectangle, h, h_transposed)
+            _multiply(backend, grad_rows, packed, rectangle, h, h_transposed)
+    del packed
     backend.positives_backward(problem, lse, scale, grad_rows, sums)
     del work
 
@@ -139,6 +141,7 @@ def similarity_backward(
     sums = torch.zeros(*temperature.shape, 2, dtype=torch.float64, device=x.device)
     grad_x = torch.zeros_like(x_rows, dtype=s.dtype)
     grad_y = torch.zeros_like(y_rows, dtype=s.dtype)
+    x_packed, y_packed = backend.pack_rows(x_rows), backend.pack_rows(y_rows)
     gain = _gain(x_rows, grad, temperature)
     grad = (grad if isinstance(gain, float) else grad * gain).to(s.dtype).contiguous()
     panel = backend.panel_rows(x_rows)
@@ -148,8 +151,8 @@ def similarity_backward(
             g, g_transposed = backend.similarity_matrix_grad(
                 grad[part], s[part], x_domains[part[0]], y_domains[part[1]], temperature, sums, x_rows
             )
-            backend.accumulate(grad_x[part[0]], g, y_rows[part[1]])
-            backend.accumulate(grad_y[part[1]], g_transposed, x_rows[part[0]])
+            backend.accumulate(grad_x[part[0]], g, y_packed[part[1]])
+            backend.accumulate(grad_y[part[1]], g_transposed, x_packed[part[0]])
     factor = torch.ones((), dtype=s.dtype, device=s.device) / gain
     in_place = [torch.arange(len(z), device=z.device) for z in (x, y)]
     sums = -sums.to(s.dtype) * factor / temperature[..., None]
@@ -180,13 +183,13 @@ def _walk(backend: Backend, problem: Problem, kept: Tensor) -> Iterator[tuple[Re
 
 
 def _multiply(
-    backend: Backend, grad_rows: Tensor, rows: Tensor, rectangle: Rectangle, h: Tensor, h_transposed: Tensor
+    backend: Backend, grad_rows: Tensor, packed: Tensor, rectangle: Rectangle, h: Tensor, h_transposed: Tensor
 ) -> None:
     """The second product: both sides of an unordered rectangle from the one H."""
     i0, i1, j0, j1 = rectangle
-    backend.accumulate(grad_rows[i0:i1], h, rows[j0:j1])
+    backend.accumulate(grad_rows[i0:i1], h, packed[j0:j1])
     if not rectangle.diagonal:
-        backend.accumulate(grad_rows[j0:j1], h_transposed, rows[i0:i1])
+        backend.accumulate(grad_rows[j0:j1], h_transposed, packed[i0:i1])
 
 
 def _reduction_factor(problem: Problem, reduction: str, like: Tensor) -> Tensor | float:

@@ -109,7 +109,7 @@ def _mp_nce_fwd_fake(
     accumulator = _engine.accumulator_dtype(z.dtype)
     return (
         z.new_empty((m,) if reduction == "none" else (), dtype=accumulator),
-        z.new_empty(r, chosen.padded_columns(d), dtype=chosen.compute_dtype(z.dtype)),
+        z.new_empty(r, chosen.padded_columns(d), dtype=chosen.compute_dtype(z.dtype, normalize)),
         *(z.new_empty(r, dtype=accumulator) for _ in ("inv_norm", "lse", "coefficient")),
         z.new_empty(_engine.kept_elements(chosen, r, accumulator, keep), dtype=accumulator),
         *Layout(
@@ -179,7 +179,7 @@ def _domain_similarity_fwd(x, y, x_ids, y_ids, temperature, offset, ignore_domai
 def _domain_similarity_fwd_fake(x, y, x_ids, y_ids, temperature, offset, ignore_domains, normalize, backend):
     chosen = find(backend)
     accumulator = _engine.accumulator_dtype(x.dtype)
-    columns, dtype = chosen.padded_columns(x.shape[1]), chosen.compute_dtype(x.dtype)
+    columns, dtype = chosen.padded_columns(x.shape[1]), chosen.compute_dtype(x.dtype, normalize)
     rx, ry = (padded_rows(len(z), 1, chosen.block) for z in (x, y))
     return (
         x.new_empty(x.shape[0], y.shape[0], dtype=accumulator),

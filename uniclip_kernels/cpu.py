@@ -19,6 +19,7 @@ for _name in (
     "scatter_rows",
     "similarity_lse",
     "similarity_grad",
+    "pack_rows",
     "accumulate",
     "positives_forward",
     "positives_backward",
@@ -35,18 +36,18 @@ class CPUBackend(Backend):
     known_on_host = True
     workspace_bytes = 4 << 20  # small enough to stay in the last-level cache
     kept_bytes = 16 << 20
-    multiplies_bfloat16 = _C.cpu_has_fast_bfloat16()  # as it is, not as float32
+    bfloat16_products = getattr(torch, _C.cpu_bfloat16_products())  # int16 stands for fixed point
 
     def unusable(self) -> str | None:
         return None
 
-    def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        if dtype == torch.bfloat16 and self.multiplies_bfloat16:
-            return dtype
+    def compute_dtype(self, dtype: torch.dtype, normalize: bool) -> torch.dtype:
+        if dtype == torch.bfloat16 and (normalize or self.bfloat16_products != torch.int16):
+            return self.bfloat16_products
         return torch.float64 if dtype == torch.float64 else torch.float32
 
     def gather_rows(self, z: Tensor, order: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
-        rows = z.new_empty(len(order), self.padded_columns(z.shape[1]), dtype=self.compute_dtype(z.dtype))
+        rows = z.new_empty(len(order), self.padded_columns(z.shape[1]), dtype=self.compute_dtype(z.dtype, normalize))
         inv_norm = z.new_empty(len(order), dtype=_accumulator(rows))
         _ops.cpu_gather_rows(z, order, normalize, rows, inv_norm)
         return rows, inv_norm
@@ -59,8 +60,7 @@ class CPUBackend(Backend):
         return grad
 
     def workspace(self, rows: Tensor, side: int) -> Tensor:
-        # H and its transpose. Were the rows a power of two apart, they would compete for the same lines of cache.
-        return rows.new_empty(2, side, side + self.block)
+        return rows.new_empty(2, side, side + self.block)  # H and its transpose
 
     def similarity_lse(self, problem: Problem, rectangle: Rectangle, lse: Tensor, kept: Tensor | None) -> None:
         _ops.cpu_similarity_lse(*_similarities(problem), *rectangle, lse, _or_empty(kept, lse))
@@ -79,6 +79,15 @@ class CPUBackend(Backend):
         out = sums, h, h if rectangle.diagonal else h_transposed
         _ops.cpu_similarity_grad(*_similarities(problem), lse, coefficient, *rectangle, _or_empty(kept, lse), *out)
         return h, h_transposed
+
+    def pack_rows(self, rows: Tensor) -> Tensor:
+        if rows.element_size() > 2:
+            return rows
+        packed = rows.new_empty(rows.shape)
+        if rows.dtype == torch.int16:  # strips of columns
+            packed = rows.new_empty(rows.shape[1] // self.block, len(rows), self.block).transpose(0, 1)
+        _ops.cpu_pack_rows(rows, packed)
+        return packed
 
     def accumulate(self, out: Tensor, a: Tensor, b: Tensor) -> None:
         _ops.cpu_accumulate(out, a, b)
@@ -111,7 +120,7 @@ class CPUBackend(Backend):
         like: Tensor,
     ) -> tuple[Tensor, Tensor]:
         mx, my = (-(-n // self.block) * self.block for n in grad.shape)
-        g, g_transposed = like.new_empty(mx, my), like.new_empty(my, mx)
+        g, g_transposed = like.new_empty(mx, my + self.block), like.new_empty(my, mx + self.block)
         _ops.cpu_similarity_matrix_grad(grad, s, x_domains, y_domains, temperature, sums, g, g_transposed)
         return g, g_transposed
 

@@ -42,7 +42,7 @@ class CUDABackend(Backend):
             return f"it was built for compute capability {built} and newer, and the device has {capability}"
         return None
 
-    def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
+    def compute_dtype(self, dtype: torch.dtype, normalize: bool) -> torch.dtype:
         return dtype
 
     def gather_rows(self, z: Tensor, order: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:

@@ -32,11 +32,10 @@ def _cpu() -> list[str]:
         extension = _extension.load("_C")
     except ImportError as error:
         return [f"cpu extension    {error}"]
-    products = "bfloat16" if extension.cpu_has_fast_bfloat16() else "float32"
     return [
         f"cpu extension    built by {extension.compiler} for torch {extension.torch_version}",
         f"processor        {extension.cpu_instruction_set()} vectors, {torch.get_num_threads()} threads, "
-        f"bfloat16 products in {products}",
+        f"bfloat16 products in {extension.cpu_bfloat16_products()}",
     ]
 
 

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "ops.h"
+#include "panel.h"
 #include "parallel.h"
 #include "tensors.h"
 #include "tile_kernels.h"
@@ -10,7 +11,6 @@
 namespace uniclip::cpu {
 
 namespace {
-constexpr int64_t kTile = 128;
 constexpr int64_t kRowTiles = 8;
 }  // namespace
 
@@ -60,7 +60,7 @@ void similarity_matrix_grad(const Tensor grad, const Tensor s, const Tensor x_do
     using C = typename decltype(compute)::type;
     using T = Accumulator<C>;
     const Matrix<T> upstream = matrix<T>(grad), similarity = matrix<T>(s), tau = matrix<T>(temperature);
-    const Matrix<C> out = matrix<C>(g), out_transposed = matrix<C>(g_transposed);
+    const Panel<C> out(g), out_transposed(g_transposed);
     const int32_t* dx = vector<int32_t>(x_domains);
     const int32_t* dy = vector<int32_t>(y_domains);
     const int64_t domains = tau.rows, pairs = domains * domains;
@@ -82,17 +82,16 @@ void similarity_matrix_grad(const Tensor grad, const Tensor s, const Tensor x_do
       for (int64_t a = 0; a < domains; ++a) {
         for (int64_t k = 0; k < cols; ++k) t.factor[a * kTile + k] = 1 / tau[a][dy[j + k]];
       }
-      for (int64_t i = 0; i < out.rows; i += kTile) {
+      for (int64_t i = 0; i < out.rows(); i += kTile) {
         const int64_t count = std::min(kTile, upstream.rows - i), m = round_up(count, kBlock);
         std::fill_n(t.h.get(), m * n, T(0));
-        for (int64_t r = 0; r < m; ++r) {
-          std::fill_n(out[i + r] + j, n, C{});
-          if (r >= count) continue;
+        for (int64_t r = 0; r < count; ++r) {
           const int64_t a = dx[i + r] * kTile;
           kernels.affine_grad_row(upstream[i + r] + j, similarity[i + r] + j, &t.factor[a], t.h.get() + r * n,
-                                  out[i + r] + j, &t.sum_grad[a], &t.sum_grad_s[a], cols);
+                                  &t.sum_grad[a], &t.sum_grad_s[a], cols);
         }
-        kernels.store_transposed(t.h.get(), int(m), int(n), out_transposed[j] + i, out_transposed.stride);
+        kernels.store(t.h.get(), int(m), int(n), out.tile(i, j));
+        kernels.store_transposed(t.h.get(), int(m), int(n), out_transposed.tile(j, i));
       }
       for (int64_t a = 0; a < domains; ++a) {
         for (int64_t k = 0; k < cols; ++k) {

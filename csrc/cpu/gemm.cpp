@@ -5,20 +5,34 @@
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <array>
+#include <limits>
 #include <string_view>
 
+#include "fixed_point.h"
 #include "tile_kernels.h"
 
 namespace uniclip {
 
 namespace blas = at::native::cpublas;
 
-template <>
-void pack_b(const bfloat16* b, int64_t stride, int64_t k, int64_t n, bfloat16* packed) {
-  for (int64_t i = 0; i < k; i += 2)
-    tile_kernels<bfloat16>().interleave(b + i * stride, b + (i + 1) * stride, packed + i * n, n);
+template <class C>
+void pack_b(const C* b, int64_t stride, int64_t k, int64_t n, C* packed) {
+  for (int64_t i = 0; i < k; i += 2) {
+    tile_kernels<C>().interleave(b + i * stride, b + (i + 1) * stride, packed + i * n, n);
+  }
 }
+template void pack_b(const bfloat16*, int64_t, int64_t, int64_t, bfloat16*);
+template void pack_b(const fixed16*, int64_t, int64_t, int64_t, fixed16*);
+
+namespace {
+// A pair of neighbours in a row of Bᵀ is a pair of rows of B: one word.
+template <class C>
+void transpose_pairs(const C* b, int64_t stride, int64_t n, int64_t k, C* packed) {
+  transpose(reinterpret_cast<const uint32_t*>(b), stride / 2, n, k / 2, reinterpret_cast<uint32_t*>(packed), n);
+}
+}  // namespace
 
 template <>
 void pack_b_transposed(const float* b, int64_t stride, int64_t n, int64_t k, float* packed) {
@@ -27,8 +41,12 @@ void pack_b_transposed(const float* b, int64_t stride, int64_t n, int64_t k, flo
 
 template <>
 void pack_b_transposed(const bfloat16* b, int64_t stride, int64_t n, int64_t k, bfloat16* packed) {
-  // A pair of neighbours in a row of Bᵀ is a pair of rows of B: one word.
-  transpose(reinterpret_cast<const uint32_t*>(b), stride / 2, n, k / 2, reinterpret_cast<uint32_t*>(packed), n);
+  transpose_pairs(b, stride, n, k, packed);
+}
+
+template <>
+void pack_b_transposed(const fixed16* b, int64_t stride, int64_t n, int64_t k, fixed16* packed) {
+  for (int64_t j = 0; j < n; j += kStrip) transpose_pairs(b + j * stride, stride, kStrip, k, packed + j * k);
 }
 
 template <>
@@ -51,6 +69,21 @@ void gemm(int64_t m, int64_t n, int64_t k, const bfloat16* a, int64_t a_stride, 
                reinterpret_cast<const at::BFloat16*>(b), c, /*is_vnni=*/true);
 }
 
+template <>
+void gemm(int64_t m, int64_t n, int64_t k, const fixed16* a, int64_t a_stride, const fixed16* b, int64_t, float* c,
+          int64_t c_stride, bool add) {
+  constexpr float unit = 1, nan = std::numeric_limits<float>::quiet_NaN();
+  multiply_fixed(m, n, k, a, a_stride, b, kStrip * k, &unit, 0, c, c_stride, add);
+  // Rows with a NaN begin with one.
+  for (int64_t i = 0; i < m; ++i) {
+    if (a[i * a_stride].steps == kFixedNaN) std::fill_n(c + i * c_stride, n, nan);
+  }
+  for (int64_t j = 0; j < n; ++j) {
+    if (b[j / kStrip * k * kStrip + j % kStrip * 2].steps != kFixedNaN) continue;
+    for (int64_t i = 0; i < m; ++i) c[i * c_stride + j] = nan;
+  }
+}
+
 // There is no block product for doubles: the ordinary one, on views of the blocks.
 template <>
 void gemm(int64_t m, int64_t n, int64_t k, const double* a, int64_t a_stride, const double* b, int64_t b_stride,
@@ -67,15 +100,17 @@ void gemm(int64_t m, int64_t n, int64_t k, const double* a, int64_t a_stride, co
 
 void gemm_release() { blas::brgemm_release(/*is_vnni=*/true); }
 
-bool has_fast_bfloat16() {
+const char* bfloat16_products() {
 #if defined(__x86_64__)
-  if (std::string_view(instruction_set()) != "avx512" || !__builtin_cpu_supports("avx512bf16")) return false;
-  // Intel's processors since Sapphire Rapids have tiles for it, which a virtual machine may hide; with vectors they
-  // need twice the time of float32.
-  return __builtin_cpu_supports("amx-bf16") || __builtin_cpu_is("cooperlake") || !__builtin_cpu_is("intel");
-#else
-  return false;
+  if (std::string_view(instruction_set()) == "avx512" && __builtin_cpu_supports("avx512bf16")) {
+    // Intel's processors since Sapphire Rapids have tiles for it, which a virtual machine may hide; with vectors they
+    // need twice the time of float32.
+    if (__builtin_cpu_supports("amx-bf16") || __builtin_cpu_is("cooperlake") || !__builtin_cpu_is("intel")) {
+      return "bfloat16";
+    }
+  }
 #endif
+  return has_fixed_point_instruction() ? "int16" : "float32";
 }
 
 }  // namespace uniclip

@@ -1,12 +1,13 @@
-// Matrix products of small blocks by the library that PyTorch carries (oneDNN's brgemm, else its BLAS), one thread
-// each.
+// Matrix products of small blocks by the library that PyTorch carries (oneDNN's brgemm, else its BLAS), or our own for
+// fixed point; one thread each.
 #pragma once
 
 #include "types.h"
 
 namespace uniclip {
 
-// How B of C = A B must lie in memory: as given (k rows of n), or, for bfloat16, in pairs of rows: [k / 2][n][2].
+// How B of C = A B must lie in memory: as given (k rows of n), or, for 16-bit types, in pairs of rows: [k / 2][n][2].
+// Fixed point wants strips of such pairs (fixed_point.h): pack_b packs one, pack_b_transposed all of them.
 // pack_b takes B (k x n), pack_b_transposed takes Bᵀ (n x k); n and k are multiples of 32, the packed stride is n.
 template <class C>
 void pack_b(const C* b, int64_t stride, int64_t k, int64_t n, C* packed);
@@ -21,7 +22,8 @@ void gemm(int64_t m, int64_t n, int64_t k, const C* a, int64_t a_stride, const C
 // To be called by a thread after its last product of a parallel region: gives the processor's tile registers back.
 void gemm_release();
 
-// Does this processor multiply bfloat16 faster than float32?
-bool has_fast_bfloat16();
+// The type in which this processor multiplies rows given in bfloat16 fastest, as PyTorch names it: "bfloat16" itself,
+// "int16" for fixed point, or "float32".
+const char* bfloat16_products();
 
 }  // namespace uniclip

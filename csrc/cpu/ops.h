@@ -20,6 +20,7 @@ void similarity_lse(const Tensor rows, const Tensor ids, const Tensor tiles, con
 void similarity_grad(const Tensor rows, const Tensor ids, const Tensor tiles, const Tensor temperature,
                      const Tensor offset, const Tensor lse, const Tensor coefficient, int64_t i0, int64_t i1,
                      int64_t j0, int64_t j1, const Tensor kept, Tensor sums, Tensor h, Tensor h_transposed);
+void pack_rows(const Tensor rows, Tensor packed);
 void accumulate(Tensor out, const Tensor a, const Tensor b);
 
 void positives_forward(const Tensor rows, const Tensor tiles, const Tensor runs, const Tensor count,

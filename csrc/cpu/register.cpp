@@ -15,6 +15,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(uniclip_kernels, m) {
       "cpu_similarity_grad(Tensor rows, Tensor ids, Tensor tiles, Tensor temperature, Tensor offset, Tensor lse, "
       "Tensor coefficient, int i0, int i1, int j0, int j1, Tensor kept, Tensor(a!) sums, Tensor(b!) h, "
       "Tensor(c!) h_transposed) -> ()");
+  m.def("cpu_pack_rows(Tensor rows, Tensor(a!) packed) -> ()");
   m.def("cpu_accumulate(Tensor(a!) out, Tensor a, Tensor b) -> ()");
   m.def(
       "cpu_positives_forward(Tensor rows, Tensor tiles, Tensor runs, Tensor count, Tensor temperature, Tensor offset, "
@@ -37,6 +38,7 @@ STABLE_TORCH_LIBRARY_IMPL(uniclip_kernels, CPU, m) {
   m.impl("cpu_scatter_rows", TORCH_BOX(&scatter_rows));
   m.impl("cpu_similarity_lse", TORCH_BOX(&similarity_lse));
   m.impl("cpu_similarity_grad", TORCH_BOX(&similarity_grad));
+  m.impl("cpu_pack_rows", TORCH_BOX(&pack_rows));
   m.impl("cpu_accumulate", TORCH_BOX(&accumulate));
   m.impl("cpu_positives_forward", TORCH_BOX(&positives_forward));
   m.impl("cpu_positives_backward", TORCH_BOX(&positives_backward));

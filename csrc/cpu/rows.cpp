@@ -47,6 +47,10 @@ void gather_rows(const Tensor z, const Tensor order, bool normalize, Tensor rows
           inv[r] = 1;
         }
         kernels.scale(x, inv[r], out[r], d);
+        if constexpr (std::is_same_v<C, fixed16>) {  // the product looks for NaN at the front
+          const auto is_nan = [](fixed16 v) { return v.steps == kFixedNaN; };
+          if (!(inv[r] > 0) && std::any_of(out[r], out[r] + d, is_nan)) out[r][0] = {kFixedNaN};
+        }
       }
     });
   });

@@ -155,12 +155,23 @@ inline Vec<float> widen(const half* p) {
   return (Vec<float>)((magnitude < 0x7c00u ? scaled : special) | ((h & 0x8000u) << 16));
 }
 
+inline Vec<float> widen(const fixed16* p) {
+  typedef int32_t Int __attribute__((vector_size(UNICLIP_VECTOR_BYTES)));
+  const Int steps = (Int)(load_bits(p) << 16) >> 16;
+  const Vec<float> x = __builtin_convertvector(steps, Vec<float>) / kFixedSteps;
+  return steps == kFixedNaN ? splat(std::numeric_limits<float>::quiet_NaN()) : x;
+}
+
 inline void narrow(float* p, Vec<float> v) { store(p, v); }
 inline void narrow(double* p, Vec<double> v) { store(p, v); }
 inline void narrow(bfloat16* p, Vec<float> v) {
   const Bits u = (Bits)v;
   const Bits rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   store_bits(p, v == v ? rounded : 0x7fc0u - Bits{});
+}
+inline void narrow(fixed16* p, Vec<float> v) {
+  const Vec<float> shifted = v * kFixedSteps + 12582912.0f;  // 1.5 * 2^23 rounds to an integer, kept in the low bits
+  store_bits(p, v == v ? (Bits)shifted : uint32_t(uint16_t(kFixedNaN)) - Bits{});
 }
 inline void narrow(half* p, Vec<float> v) {
   const Bits u = (Bits)v, magnitude = u & 0x7fffffffu;

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "ops.h"
+#include "panel.h"
 #include "parallel.h"
 #include "tensors.h"
 #include "tile_kernels.h"
@@ -12,7 +13,6 @@ namespace uniclip::cpu {
 
 namespace {
 
-constexpr int64_t kTile = 128;    // tile of S: with its operands at D = 512 it stays within 1 MiB of L2
 constexpr int64_t kDepth = 512;   // columns of D multiplied at a time
 constexpr int64_t kRowTiles = 8;  // tiles of one task, below one packed operand
 
@@ -57,8 +57,8 @@ class Rectangle {
       return Scratch{make_buffer<C>(kTile * d), make_buffer<T>(kTile * kTile), make_buffer<T>(kTile * kTile)};
     };
     parallel_tasks(col_tiles() * chunks, scratch, [&](int64_t task, Scratch& s) {
-      const int64_t jt = col_tiles() - 1 - task / chunks;  // on the diagonal the longest columns first
-      const int64_t first = task % chunks * kRowTiles;
+      const int64_t jt = col_tiles() - 1 - task % col_tiles();  // on the diagonal the longest columns first
+      const int64_t first = task / col_tiles() * kRowTiles;
       const int64_t end = std::min(first + kRowTiles, diagonal() ? jt + 1 : row_tiles());
       if (first >= end) return;
       const int64_t j = j0 + jt * kTile, cols = std::min(kTile, j1 - j), n = round_up(cols, kBlock);
@@ -144,7 +144,7 @@ void similarity_grad(const Tensor rows, const Tensor ids, const Tensor tiles, co
     using T = Accumulator<C>;
     const Rectangle<C> r(rows, ids, tiles, temperature, offset, i0, i1, j0, j1);
     const auto& kernels = tile_kernels<C>();
-    const Matrix<C> out = matrix<C>(h), out_transposed = matrix<C>(h_transposed);
+    const Panel<C> out(h), out_transposed(h_transposed);
     const T* lse_of = vector<T>(lse);
     const T* coefficient_of = vector<T>(coefficient);
     std::vector<double> parts(2 * r.row_tiles() * r.col_tiles(), 0.0);
@@ -156,14 +156,14 @@ void similarity_grad(const Tensor rows, const Tensor ids, const Tensor tiles, co
       for (int64_t k = 0; k < tile.padded_cols; ++k) col_lse[k] = lse_of[j0 + j + k] * T(kLog2E);
       double* part = &parts[2 * (it * r.col_tiles() + jt)];
       kernels.grad_tile(tile, row_lse, coefficient_of + i0 + i, col_lse, coefficient_of + j0 + j, T(1) / r.tau, tile_h,
-                        out[i] + j, out.stride, part);
+                        out.tile(i, j), part);
       if (r.diagonal() && it == jt) {  // holds every pair twice
         part[0] /= 2;
         part[1] /= 2;
         return;
       }
       const auto& to = r.diagonal() ? out : out_transposed;
-      kernels.store_transposed(tile_h, tile.padded_rows, tile.padded_cols, to[j] + i, to.stride);
+      kernels.store_transposed(tile_h, tile.padded_rows, tile.padded_cols, to.tile(j, i));
     });
     double* total = vector<double>(sums) + 2 * (r.domain_i * temperature.size(1) + r.domain_j);
     for (size_t p = 0; p < parts.size(); p += 2) {

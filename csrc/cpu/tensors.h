@@ -47,15 +47,16 @@ void dispatch_compute(const Tensor& rows, const F& f) {
       return f(Type<double>{});
     case ScalarType::BFloat16:
       return f(Type<bfloat16>{});
+    case ScalarType::Short:
+      return f(Type<fixed16>{});
     default:
-      STD_TORCH_CHECK(false, "rows must be float32, float64 or bfloat16");
+      STD_TORCH_CHECK(false, "rows must be float32, float64, bfloat16 or int16 (fixed point)");
   }
 }
 
 // f(Type<In>{}, Type<C>{}) for the user's type and the compute type that it may have.
 template <class F>
 void dispatch_rows(const Tensor& z, const Tensor& rows, const F& f) {
-  const bool narrow = rows.scalar_type() == ScalarType::BFloat16;
   switch (z.scalar_type()) {
     case ScalarType::Double:
       return f(Type<double>{}, Type<double>{});
@@ -64,7 +65,14 @@ void dispatch_rows(const Tensor& z, const Tensor& rows, const F& f) {
     case ScalarType::Half:
       return f(Type<half>{}, Type<float>{});
     case ScalarType::BFloat16:
-      return narrow ? f(Type<bfloat16>{}, Type<bfloat16>{}) : f(Type<bfloat16>{}, Type<float>{});
+      switch (rows.scalar_type()) {
+        case ScalarType::BFloat16:
+          return f(Type<bfloat16>{}, Type<bfloat16>{});
+        case ScalarType::Short:
+          return f(Type<bfloat16>{}, Type<fixed16>{});
+        default:
+          return f(Type<bfloat16>{}, Type<float>{});
+      }
     default:
       STD_TORCH_CHECK(false, "embeddings must be float32, float64, bfloat16 or float16");
   }

@@ -100,6 +100,7 @@ const TileKernels<C>& tile_kernels() {
 template const TileKernels<float>& tile_kernels<float>();
 template const TileKernels<double>& tile_kernels<double>();
 template const TileKernels<bfloat16>& tile_kernels<bfloat16>();
+template const TileKernels<fixed16>& tile_kernels<fixed16>();
 
 template <class In, class C>
 const RowKernels<In, C>& row_kernels() {
@@ -111,5 +112,6 @@ template const RowKernels<float, float>& row_kernels<float, float>();
 template const RowKernels<half, float>& row_kernels<half, float>();
 template const RowKernels<bfloat16, float>& row_kernels<bfloat16, float>();
 template const RowKernels<bfloat16, bfloat16>& row_kernels<bfloat16, bfloat16>();
+template const RowKernels<bfloat16, fixed16>& row_kernels<bfloat16, fixed16>();
 
 }  // namespace uniclip

@@ -27,6 +27,16 @@ struct Statistics {
   T* sum;
 };
 
+// Where a tile of H goes. Rows in fixed point have a unit for each tile, in which their elements stay below 1 and their
+// sums over the tile below 2: products with unit rows then fit 32 bits.
+template <class C>
+struct TileOfH {
+  C* data;
+  int64_t stride;
+  float* unit;  // of row i at unit[i * unit_stride]; null for other types
+  int64_t unit_stride;
+};
+
 // C is the type of the rows, T the type of all sums.
 template <class C>
 struct TileKernels {
@@ -41,10 +51,11 @@ struct TileKernels {
   // factor * H of the negatives, zero elsewhere up to the padding: in h, in rows of padded_cols, and rounded to C in
   // out. lse in base 2. Sets Σ H and Σ H x.
   void (*grad_tile)(const Tile<T>& tile, const T* row_lse, const T* row_coefficient, const T* col_lse,
-                    const T* col_coefficient, T factor, T* h, C* out, int64_t out_stride, double sums[2]);
+                    const T* col_coefficient, T factor, T* h, TileOfH<C> out, double sums[2]);
 
-  // out = in transposed, rounded to C; rows and cols of `in` are multiples of the widest vector.
-  void (*store_transposed)(const T* in, int rows, int cols, C* out, int64_t out_stride);
+  // out = in, or in transposed, rounded to C; rows and cols of `in` are multiples of the widest vector.
+  void (*store)(const T* in, int rows, int cols, TileOfH<C> out);
+  void (*store_transposed)(const T* in, int rows, int cols, TileOfH<C> out);
 
   // out = a[0], b[0], a[1], b[1], …; n is a multiple of the widest vector.
   void (*interleave)(const C* a, const C* b, C* out, int64_t n);
@@ -54,9 +65,8 @@ struct TileKernels {
 
   // Tiles of domain_similarity: s = dot * scale[j] - shift[j], columns of any domain, n columns.
   void (*affine_row)(const T* dots, const T* scale, const T* shift, T* s, int64_t n);
-  // grad * factor[j], in h and rounded to C in out, with Σ grad and Σ grad s added to each column's pair of sums.
-  void (*affine_grad_row)(const T* grad, const T* s, const T* factor, T* h, C* out, T* sum_grad, T* sum_grad_s,
-                          int64_t n);
+  // h = grad * factor[j], with Σ grad and Σ grad s added to each column's pair of sums.
+  void (*affine_grad_row)(const T* grad, const T* s, const T* factor, T* h, T* sum_grad, T* sum_grad_s, int64_t n);
 };
 
 // Rows of the user's type In to and from rows of the compute type C.

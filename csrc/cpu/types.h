@@ -11,6 +11,12 @@ struct bfloat16 {
 struct half {
   uint16_t bits;
 };
+// A number of [-1, 1] in steps of 1 / 32767, whose products integers add up exactly. The lowest stands for NaN.
+struct fixed16 {
+  int16_t steps;
+};
+constexpr float kFixedSteps = 32767;
+constexpr int16_t kFixedNaN = -32768;
 
 template <class T>
 struct AccumulatorOf {

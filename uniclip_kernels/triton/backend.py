@@ -39,7 +39,7 @@ class TritonBackend(Backend):
             return "it needs a device of compute capability 8.0 or newer"
         return None
 
-    def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
+    def compute_dtype(self, dtype: torch.dtype, normalize: bool) -> torch.dtype:
         return dtype
 
     def gather_rows(self, z: Tensor, order: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
