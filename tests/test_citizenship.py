@@ -8,6 +8,7 @@ import torch
 from tests.cases import BY_NAME
 from tests.evaluate import assert_matches, evaluate
 from uniclip_kernels import MPNCELoss, domain_similarity, mp_nce
+from uniclip_kernels._backend import find
 
 OPS = torch.ops.uniclip_kernels
 
@@ -259,3 +260,22 @@ def test_non_finite_rows_show_in_the_loss(bad, dtype):
     s = domain_similarity(z, normalize=False, backend="cpu")
     s.sum().backward()
     assert not s[3].isfinite().any()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("only_across", [False, True])
+def test_non_finite_rows_show_where_they_do_in_float32(bad, only_across, monkeypatch):
+    """Fixed point has no NaN of its own: it must come through all the same, and reach no row that it should not."""
+    z, ids, domains = rows(300, dtype=torch.bfloat16)
+    with torch.no_grad():
+        z[7, 5] = bad
+    mask = torch.tensor([[not only_across, True], [True, not only_across]])
+    results = []
+    for operands in (torch.float32, torch.int16):
+        monkeypatch.setattr(find("cpu"), "bfloat16_products", operands)
+        loss = mp_nce(z, ids, domains, domain_mask=mask, reduction="none", backend="cpu")
+        s = domain_similarity(z, backend="cpu")
+        grads = [torch.autograd.grad(y, z, torch.ones_like(y))[0] for y in (loss, s)]
+        results.append([value.isfinite() for value in (loss, s, *grads)])
+    assert results[0][0].any() == only_across and not results[0][1].all()
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))

@@ -20,6 +20,12 @@ def test_values_and_gradients(case, dtype, backend):
     assert_matches(got, case, dtype)
 
 
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_fixed_point_products(case, monkeypatch):
+    monkeypatch.setattr(find("cpu"), "bfloat16_products", torch.int16)
+    assert_matches(differentiate(case, torch.bfloat16, domain_similarity), case, torch.bfloat16)
+
+
 @pytest.mark.parametrize("name", ["ragged", "whole-tiles", "five-domains", "wide", "tall"])
 def test_many_rectangles_of_the_gradient(name, monkeypatch):
     monkeypatch.setattr(find("cpu"), "workspace_bytes", 32 * 32 * 4)

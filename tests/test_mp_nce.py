@@ -53,6 +53,18 @@ def test_kept_products_are_those_computed_again(dtype, monkeypatch):
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize("operands", [torch.float32, torch.int16], ids=str)
+@pytest.mark.parametrize("exponent", [-90, 90])
+def test_weights_of_any_size(operands, exponent, monkeypatch):
+    """A power of two is a factor of the loss and its gradient to the last bit."""
+    monkeypatch.setattr(find("cpu"), "bfloat16_products", operands)
+    z, ids = BY_NAME["larger"].rows(torch.bfloat16).requires_grad_(), BY_NAME["larger"].sample_ids
+    losses = [mp_nce(z, ids, weight=weight, backend="cpu") for weight in (1.0, 2.0**exponent)]
+    grads = [torch.autograd.grad(loss, z)[0] for loss in losses]
+    assert torch.equal(losses[0] * 2.0**exponent, losses[1])
+    assert grads[0].count_nonzero() > 0 and torch.equal(grads[0] * 2.0**exponent, grads[1])
+
+
 def test_the_cpu_backend_is_the_default_on_the_cpu():
     z, ids = torch.randn(40, 8), torch.arange(40) // 2
     assert torch.equal(mp_nce(z, ids), mp_nce(z, ids, backend="cpu"))

@@ -109,11 +109,14 @@ import sys, torch
 from tests.cases import BY_NAME
 from tests.evaluate import assert_matches, evaluate
 from uniclip_kernels import _C
+from uniclip_kernels._backend import find
 torch.set_num_threads(1)
 assert sys.argv[1] in ("any", _C.cpu_instruction_set()), _C.cpu_instruction_set()
 for name in sys.argv[2:]:
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         assert_matches(evaluate(BY_NAME[name], "cpu", dtype), BY_NAME[name], dtype)
+    find("cpu").bfloat16_products = torch.int16
+    assert_matches(evaluate(BY_NAME[name], "cpu", torch.bfloat16), BY_NAME[name], torch.bfloat16)
 """
 TELLING = ["rows-65", "columns-17", "columns-513", "mask-some-of-five", "temperatures-mixed", "zero-rows", "strided"]
 

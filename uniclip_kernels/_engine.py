@@ -199,8 +199,9 @@ def _reduction_factor(problem: Problem, reduction: str, like: Tensor) -> Tensor 
 
 
 def _gain(rows: Tensor, h: Tensor, temperature: Tensor) -> Tensor | float:
-    """Where H / τ is kept in float16, a power of two that brings the largest to about 2^14: weights may have any size."""
-    if rows.dtype != torch.float16 or h.numel() == 0:
+    """Where H / τ is kept in float16 or fixed point, a power of two that brings the largest to about 2^14: weights may have
+    any size."""
+    if rows.dtype not in (torch.float16, torch.int16) or h.numel() == 0:
         return 1.0
     bound = h.abs().amax() / temperature.amin()
     return torch.where(bound > 0, torch.exp2(14 - bound.log2().ceil()), 1.0)

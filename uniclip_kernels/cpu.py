@@ -34,7 +34,7 @@ class CPUBackend(Backend):
     block = _C.cpu_block
     column_multiple = 32
     known_on_host = True
-    workspace_bytes = 4 << 20  # small enough to stay in the last-level cache
+    workspace_bytes = 9 << 19  # small enough to stay in the last-level cache
     kept_bytes = 16 << 20
     bfloat16_products = getattr(torch, _C.cpu_bfloat16_products())  # int16 stands for fixed point
 
@@ -58,6 +58,10 @@ class CPUBackend(Backend):
         grad = torch.empty(z.shape, dtype=z.dtype)
         _ops.cpu_scatter_rows(grad_rows, z, slot, inv_norm, factor, normalize, grad)
         return grad
+
+    def panel_rows(self, rows: Tensor) -> int:
+        side = super().panel_rows(rows)
+        return side // _C.cpu_tile * _C.cpu_tile or side  # whole tiles, if there is room for one
 
     def workspace(self, rows: Tensor, side: int) -> Tensor:
         return rows.new_empty(2, side, side + self.block)  # H and its transpose

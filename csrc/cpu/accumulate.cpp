@@ -1,5 +1,6 @@
 // The second product of the backward pass, H Z and Hᵀ Z, with sums kept in the accumulator type.
 #include <algorithm>
+#include <limits>
 
 #include "fixed_point.h"
 #include "ops.h"
@@ -46,6 +47,20 @@ void multiply(int64_t m, int64_t depth, const Panel<fixed16>& h, int64_t i, cons
   }
 }
 
+// The products do not look for NaN. Rows with one begin with one.
+void add_nan(const Tensor& b, const Matrix<float>& sums) {
+  const fixed16* strips = static_cast<const fixed16*>(b.data_ptr());
+  const int64_t rows = b.size(0), stride = b.stride(1);
+  const auto is_nan = [&](int64_t k, int64_t j) {
+    return strips[j / kStrip * stride + k / 2 * 2 * kStrip + j % kStrip * 2 + k % 2].steps == kFixedNaN;
+  };
+  for (int64_t k = 0; k < rows; ++k) {
+    for (int64_t j = 0; is_nan(k, 0) && j < sums.cols; ++j) {
+      for (int64_t i = 0; is_nan(k, j) && i < sums.rows; ++i) sums[i][j] = std::numeric_limits<float>::quiet_NaN();
+    }
+  }
+}
+
 }  // namespace
 
 void pack_rows(const Tensor rows, Tensor packed) {
@@ -88,6 +103,7 @@ void accumulate(Tensor out, const Tensor a, const Tensor b) {
           multiply<C>(std::min(kRows, sums.rows - i), depth, left, i, b, first, std::min(first + kCols, sums.cols),
                       sums);
         });
+    if constexpr (std::is_same_v<C, fixed16>) add_nan(b, sums);
   });
 }
 

@@ -73,15 +73,15 @@ __attribute__((always_inline)) inline void multiply_rows(const Operands o) {
       for (int v = 0; v < kVectors; ++v) dot2<vnni>(sum[r][v], a, b[v]);
     }
   }
+  float* c = o.c;
+  const float* unit = o.unit;
 #pragma GCC unroll 8
-  for (int r = 0; r < rows; ++r) {
-    const float step = o.unit[r * o.unit_stride] * (1 / (kFixedSteps * kFixedSteps));
+  for (int r = 0; r < rows; ++r, c += o.c_stride, unit += o.unit_stride) {
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
-      float* c = o.c + r * o.c_stride + kLanes * v;
-      const Floats product = __builtin_convertvector(sum[r][v], Floats) * step;
-      const Floats out = add ? load<Floats>(c) + product : product;
-      std::memcpy(c, &out, sizeof out);
+      const Floats product = __builtin_convertvector(sum[r][v], Floats) * *unit;
+      const Floats out = add ? load<Floats>(c + kLanes * v) + product : product;
+      std::memcpy(c + kLanes * v, &out, sizeof out);
     }
   }
 }

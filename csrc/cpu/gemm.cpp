@@ -72,7 +72,7 @@ void gemm(int64_t m, int64_t n, int64_t k, const bfloat16* a, int64_t a_stride, 
 template <>
 void gemm(int64_t m, int64_t n, int64_t k, const fixed16* a, int64_t a_stride, const fixed16* b, int64_t, float* c,
           int64_t c_stride, bool add) {
-  constexpr float unit = 1, nan = std::numeric_limits<float>::quiet_NaN();
+  constexpr float unit = 1 / (kFixedSteps * kFixedSteps), nan = std::numeric_limits<float>::quiet_NaN();
   multiply_fixed(m, n, k, a, a_stride, b, kStrip * k, &unit, 0, c, c_stride, add);
   // Rows with a NaN begin with one.
   for (int64_t i = 0; i < m; ++i) {

@@ -158,7 +158,7 @@ inline Vec<float> widen(const half* p) {
 inline Vec<float> widen(const fixed16* p) {
   typedef int32_t Int __attribute__((vector_size(UNICLIP_VECTOR_BYTES)));
   const Int steps = (Int)(load_bits(p) << 16) >> 16;
-  const Vec<float> x = __builtin_convertvector(steps, Vec<float>) / kFixedSteps;
+  const Vec<float> x = __builtin_convertvector(steps, Vec<float>) * (1 / kFixedSteps);
   return steps == kFixedNaN ? splat(std::numeric_limits<float>::quiet_NaN()) : x;
 }
 
@@ -169,9 +169,11 @@ inline void narrow(bfloat16* p, Vec<float> v) {
   const Bits rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   store_bits(p, v == v ? rounded : 0x7fc0u - Bits{});
 }
+inline Bits steps(Vec<float> v) {
+  return (Bits)(v * kFixedSteps + 12582912.0f);  // 1.5 * 2^23 rounds to an integer, kept in the low bits
+}
 inline void narrow(fixed16* p, Vec<float> v) {
-  const Vec<float> shifted = v * kFixedSteps + 12582912.0f;  // 1.5 * 2^23 rounds to an integer, kept in the low bits
-  store_bits(p, v == v ? (Bits)shifted : uint32_t(uint16_t(kFixedNaN)) - Bits{});
+  store_bits(p, v == v ? steps(v) : uint32_t(uint16_t(kFixedNaN)) - Bits{});
 }
 inline void narrow(half* p, Vec<float> v) {
   const Bits u = (Bits)v, magnitude = u & 0x7fffffffu;
