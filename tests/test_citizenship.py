@@ -205,18 +205,33 @@ def test_a_forward_derivative_is_a_clear_error(argument):
                 differentiate(function, leaves[argument])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_same_input_same_bits(dtype, threads):
+@pytest.mark.parametrize(
+    ("dtype", "operands"),
+    [
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.bfloat16, torch.bfloat16),
+        (torch.bfloat16, torch.int16),
+    ],
+    ids=str,
+)
+def test_same_input_same_bits_whatever_the_threads(dtype, operands, monkeypatch):
+    if operands == torch.bfloat16 and not torch.cpu._is_avx512_bf16_supported():
+        pytest.skip("this processor has no bfloat16 instructions")
+    monkeypatch.setattr(find("cpu"), "bfloat16_products", operands)
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     try:
         results = []
-        for _ in range(4):
-            z, ids, domains = rows(600, 40, dtype)
-            tau, b = tables()
+        for threads in (1, 2, 3, 3, 16):
+            torch.set_num_threads(threads)
+            z, ids, domains = rows(1300, 100, dtype)
+            tau, b = tables(torch.float64 if dtype == torch.float64 else torch.float32)
             mp_nce(z, ids, domains, temperature=tau, offset=b, backend="cpu").backward()
-            results.append((z.grad, tau.grad, b.grad))
+            x = z.detach().requires_grad_()
+            s = domain_similarity(x, None, domains, temperature=tau.detach(), backend="cpu")
+            s.square().sum().backward()
+            results.append((z.grad, tau.grad, b.grad, s.detach(), x.grad))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:

@@ -12,8 +12,8 @@ namespace uniclip::cpu {
 
 namespace {
 
-constexpr int64_t kRows = 128;  // of `out` in one task
-constexpr int64_t kCols = 512;
+constexpr int64_t kRows = 128;   // of `out` in one task
+constexpr int64_t kCols = 512;   // most columns of one task
 constexpr int64_t kWidth = 128;  // columns and rows of `b` multiplied at a time: a block of it stays in L2
 constexpr int64_t kDepth = 256;
 
@@ -95,12 +95,14 @@ void accumulate(Tensor out, const Tensor a, const Tensor b) {
     const int64_t depth = round_up(b.size(0), kBlock);
     STD_TORCH_CHECK(left.cols() >= depth && left.rows() >= sums.rows && b.numel() == b.size(0) * sums.cols,
                     "accumulate: sizes differ");
-    const int64_t col_tasks = ceil_div(sums.cols, kCols);
+    const int64_t row_tasks = ceil_div(sums.rows, kRows);
+    const int64_t cols = kStrip * pieces_of_task(row_tasks * ceil_div(sums.cols, kStrip), kCols / kStrip);
+    const int64_t col_tasks = ceil_div(sums.cols, cols);
     parallel_tasks(
-        ceil_div(sums.rows, kRows) * col_tasks, [] { return 0; },
+        row_tasks * col_tasks, [] { return 0; },
         [&](int64_t task, int) {
-          const int64_t i = task / col_tasks * kRows, first = task % col_tasks * kCols;
-          multiply<C>(std::min(kRows, sums.rows - i), depth, left, i, b, first, std::min(first + kCols, sums.cols),
+          const int64_t i = task / col_tasks * kRows, first = task % col_tasks * cols;
+          multiply<C>(std::min(kRows, sums.rows - i), depth, left, i, b, first, std::min(first + cols, sums.cols),
                       sums);
         });
     if constexpr (std::is_same_v<C, fixed16>) add_nan(b, sums);

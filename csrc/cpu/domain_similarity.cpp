@@ -11,7 +11,7 @@
 namespace uniclip::cpu {
 
 namespace {
-constexpr int64_t kRowTiles = 8;
+constexpr int64_t kRowTiles = 8;  // most tiles of one task
 }  // namespace
 
 void similarity_matrix(const Tensor x, const Tensor y, const Tensor x_domains, const Tensor y_domains,
@@ -23,7 +23,9 @@ void similarity_matrix(const Tensor x, const Tensor y, const Tensor x_domains, c
     const Matrix<T> out = matrix<T>(s), tau = matrix<T>(temperature), b = matrix<T>(offset);
     const int32_t* dx = vector<int32_t>(x_domains);
     const int32_t* dy = vector<int32_t>(y_domains);
-    const int64_t d = left.cols, domains = tau.rows, chunks = ceil_div(out.rows, kTile * kRowTiles);
+    const int64_t d = left.cols, domains = tau.rows, row_tiles = ceil_div(out.rows, kTile),
+                  col_tiles = ceil_div(out.cols, kTile);
+    const int64_t height = pieces_of_task(row_tiles * col_tiles, kRowTiles), chunks = ceil_div(row_tiles, height);
     struct Scratch {
       Buffer<C> packed;
       Buffer<T> dots, scale, shift;  // the last two: of each column, for each domain of the rows
@@ -32,7 +34,7 @@ void similarity_matrix(const Tensor x, const Tensor y, const Tensor x_domains, c
       return Scratch{make_buffer<C>(kTile * d), make_buffer<T>(kTile * kTile), make_buffer<T>(domains * kTile),
                      make_buffer<T>(domains * kTile)};
     };
-    parallel_tasks(ceil_div(out.cols, kTile) * chunks, scratch, [&](int64_t task, Scratch& t) {
+    parallel_tasks(col_tiles * chunks, scratch, [&](int64_t task, Scratch& t) {
       const int64_t j = task / chunks * kTile, cols = std::min(kTile, out.cols - j), n = round_up(cols, kBlock);
       pack_b_transposed(right[j], right.stride, n, d, t.packed.get());
       for (int64_t a = 0; a < domains; ++a) {
@@ -41,7 +43,7 @@ void similarity_matrix(const Tensor x, const Tensor y, const Tensor x_domains, c
           t.shift[a * kTile + k] = b[a][dy[j + k]] / tau[a][dy[j + k]];
         }
       }
-      const int64_t first = task % chunks * kRowTiles * kTile, end = std::min(first + kRowTiles * kTile, out.rows);
+      const int64_t first = task % chunks * height * kTile, end = std::min(first + height * kTile, out.rows);
       for (int64_t i = first; i < end; i += kTile) {
         const int64_t count = std::min(kTile, end - i);
         gemm(round_up(count, kBlock), n, d, left[i], left.stride, t.packed.get(), n, t.dots.get(), n, false);

@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <memory>
@@ -25,6 +26,11 @@ void parallel_tasks(int64_t tasks, const MakeScratch& make_scratch, const F& f) 
     }
     gemm_release();
   });
+}
+
+// How many of `pieces` one task should take, at most `most`: several tasks for each thread even out their ends.
+inline int64_t pieces_of_task(int64_t pieces, int64_t most) {
+  return std::clamp<int64_t>(pieces / (4 * torch::stable::get_num_threads()), 1, most);
 }
 
 // f(begin, end) over ranges of rows that are too cheap to be handed out one by one.

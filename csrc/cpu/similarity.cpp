@@ -14,7 +14,7 @@ namespace uniclip::cpu {
 namespace {
 
 constexpr int64_t kDepth = 512;   // columns of D multiplied at a time
-constexpr int64_t kRowTiles = 8;  // tiles of one task, below one packed operand
+constexpr int64_t kRowTiles = 8;  // most tiles of one task, below one packed operand
 
 // The tiles of slots [i0, i1) x [j0, j1), which lie in one domain pair; with i0 == j0 only those on and above the
 // diagonal.
@@ -51,15 +51,15 @@ class Rectangle {
   // not empty: `computed` tells whether they are there already.
   template <class F>
   void for_each_tile(const Matrix<T>& kept, bool computed, const F& f) const {
-    const int64_t chunks = ceil_div(row_tiles(), kRowTiles);
+    const int64_t height = pieces_of_task(row_tiles() * col_tiles(), kRowTiles);
     const int64_t d = rows_.cols;
     const auto scratch = [&] {
       return Scratch{make_buffer<C>(kTile * d), make_buffer<T>(kTile * kTile), make_buffer<T>(kTile * kTile)};
     };
-    parallel_tasks(col_tiles() * chunks, scratch, [&](int64_t task, Scratch& s) {
+    parallel_tasks(col_tiles() * ceil_div(row_tiles(), height), scratch, [&](int64_t task, Scratch& s) {
       const int64_t jt = col_tiles() - 1 - task % col_tiles();  // on the diagonal the longest columns first
-      const int64_t first = task / col_tiles() * kRowTiles;
-      const int64_t end = std::min(first + kRowTiles, diagonal() ? jt + 1 : row_tiles());
+      const int64_t first = task / col_tiles() * height;
+      const int64_t end = std::min(first + height, diagonal() ? jt + 1 : row_tiles());
       if (first >= end) return;
       const int64_t j = j0 + jt * kTile, cols = std::min(kTile, j1 - j), n = round_up(cols, kBlock);
       for (int64_t k = 0; k < d && !computed; k += kDepth) {
