@@ -1,4 +1,8 @@
-"""One thread a test process: several of them run side by side."""
+"""One thread a test process, since several run side by side; and no graph that an earlier run compiled."""
+
+import os
+
+os.environ["TORCHINDUCTOR_FX_GRAPH_CACHE_DEFAULT"] = "0"
 
 import pytest
 import torch

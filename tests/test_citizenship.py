@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._inductor.utils import fresh_cache
 
 from tests.cases import BY_NAME
 from tests.evaluate import assert_matches, evaluate
@@ -126,6 +127,19 @@ def test_compiles_with_numbers_and_the_similarity():
     expected = mp_nce(z, ids, domains, temperature=0.1, backend="cpu")
     expected = expected + domain_similarity(z, None, domains, temperature=0.2, backend="cpu").square().mean()
     torch.testing.assert_close(both(z), expected)
+
+
+def test_graphs_kept_on_disk_are_not_taken_for_those_of_another_processor(monkeypatch):
+    z, ids, _ = rows(dtype=torch.bfloat16)
+
+    def step():
+        return torch.autograd.grad(mp_nce(z, ids, backend="cpu") + domain_similarity(z, backend="cpu").mean(), z)
+
+    with fresh_cache(), torch._inductor.config.patch(fx_graph_cache=True):
+        for operands in (torch.float32, torch.int16):
+            monkeypatch.setattr(find("cpu"), "bfloat16_products", operands)
+            torch._dynamo.reset()
+            torch.testing.assert_close(torch.compile(step)(), step())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ._layout import Rectangle
 from ._problem import Problem
+from ._version import __version__
 
 #: Modules of this package, in order of preference.
 _MODULES = {"triton": ".triton", "cuda": ".cuda", "cpu": ".cpu"}
@@ -38,6 +39,15 @@ class Backend(ABC):
 
     def padded_columns(self, d: int) -> int:
         return -(-d // self.column_multiple) * self.column_multiple
+
+    def identity(self) -> str:
+        """All that shapes and dtypes of the operators' outputs depend on besides their other arguments.
+
+        ``torch.compile`` keeps graphs on disk, for later versions and for other processors that share the disk, and knows
+        them by the operators' arguments alone: so this is one of them.
+        """
+        products = self.compute_dtype(torch.bfloat16, normalize=True)  # the only ones that vary with the processor
+        return f"{__version__}, block {self.block}, columns {self.column_multiple}, kept {self.kept_bytes}, {products}"
 
     def panel_rows(self, rows: Tensor) -> int:
         """Side of the largest square of the gradient that fits the budget."""
@@ -151,11 +161,11 @@ def check_backend(name: str | None) -> None:
 
 @torch.compiler.assume_constant_result
 def choose(name: str | None, device_type: str) -> str:
-    """The name of the backend that will run: ``name`` if it can, or the best usable one for the device."""
+    """The backend that will run, as ``find`` takes it: ``name`` if it can, or the best usable one for the device."""
     check_backend(name)
     if name is None:
         usable = (n for n in _MODULES if _load(n)[1] is None and _load(n)[0].device_type == device_type)
-        return next(usable, REFERENCE)
+        name = next(usable, REFERENCE)
     if name == REFERENCE:
         return name
     backend, reason = _load(name)
@@ -163,11 +173,12 @@ def choose(name: str | None, device_type: str) -> str:
         raise ValueError(f"backend {name!r} is not usable here: {reason}")
     if backend.device_type != device_type:
         raise ValueError(f"backend {name!r} needs tensors on {backend.device_type}, got {device_type}")
-    return name
+    return f"{name} {backend.identity()}"
 
 
-def find(name: str) -> Backend:
-    """The backend that ``choose`` named."""
+def find(chosen: str) -> Backend:
+    """The backend of that name, behind which there may be its identity."""
+    name = chosen.split(" ", 1)[0]
     backend, reason = _load(name)
     if backend is None:
         raise RuntimeError(f"backend {name!r} is not usable here: {reason}")
