@@ -17,7 +17,8 @@ typedef float Floats __attribute__((vector_size(64)));
 
 constexpr int kLanes = 16;
 constexpr int kVectors = kStrip / kLanes;
-constexpr int kRows = 8;  // 16 sums, enough to hide the latency of the instruction that adds to them
+constexpr int64_t kLine = 32;  // elements of a line of cache
+constexpr int kRows = 8;       // 16 sums, enough to hide the latency of the instruction that adds to them
 
 struct Operands {
   int64_t k;
@@ -57,7 +58,10 @@ __attribute__((always_inline)) inline void multiply_rows(const Operands o) {
 #pragma GCC unroll 8
   for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) sum[r][v] = Ints{};
+    for (int v = 0; v < kVectors; ++v) {
+      sum[r][v] = Ints{};
+      if (add) __builtin_prefetch(o.c + r * o.c_stride + kLanes * v, 1);
+    }
   }
 #pragma GCC unroll 1
   for (int64_t k = 0; k < o.k; k += 2) {
@@ -88,6 +92,8 @@ __attribute__((always_inline)) inline void multiply_rows(const Operands o) {
 
 template <bool add, bool vnni>
 __attribute__((always_inline)) inline void multiply(int64_t m, int64_t n, int64_t b_stride, const Operands& whole) {
+  // What is added to goes on below: every block of rows asks for its part of the next rows of b.
+  const int64_t below = whole.k * kStrip, part = below * kRows / m;
   for (int64_t j = 0; j < n; j += kStrip) {
     Operands o = whole;
     o.b += j / kStrip * b_stride;
@@ -96,6 +102,7 @@ __attribute__((always_inline)) inline void multiply(int64_t m, int64_t n, int64_
       o.unit = whole.unit + i * o.unit_stride;
       o.c = whole.c + i * o.c_stride + j;
       if (m - i >= kRows) {
+        for (int64_t p = 0; add && p < part; p += kLine) __builtin_prefetch(o.b + below + i / kRows * part + p);
         multiply_rows<kRows, add, vnni>(o);
         i += kRows;
       } else {
