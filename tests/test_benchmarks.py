@@ -231,17 +231,6 @@ def test_requirements_on_a_gpu():
     assert _result([row(**gpu | {"extra_bytes": 1_500_000_001})], "extra peak memory").verdict == "MISSED"
 
 
-def test_what_a_processor_cannot_do_is_not_asked_of_it():
-    def verdict(ours: float, products: float) -> str:
-        floor = [row(provider=FLOOR), row(provider=FLOOR, dtype="bfloat16", p50=products)]
-        return _result([row(), row(dtype="bfloat16", p50=ours), *floor], "ours fp32 / ours bf16").verdict
-
-    assert row().p50 == 1
-    assert verdict(ours=1, products=0.4) == "MISSED"
-    assert verdict(ours=1, products=0.8) == "not possible here: torch.mm floor has 1.25"
-    assert verdict(ours=0.5, products=0.8) == "holds"
-
-
 def test_times_of_different_runs_are_not_compared():
     rows = [row(), row(provider=EAGER, p50=4.1, run="2026-01-02T00:00:00+00:00")]
     assert _result(rows, "eager PyTorch reference / ours").verdict == "not measured"
