@@ -60,7 +60,7 @@ __attribute__((always_inline)) inline void multiply_rows(const Operands o) {
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
       sum[r][v] = Ints{};
-      if (add) __builtin_prefetch(o.c + r * o.c_stride + kLanes * v, 1);
+      if (add) __builtin_prefetch(o.c + r * o.c_stride + kLanes * v, 1);  // wanted at the end
     }
   }
 #pragma GCC unroll 1
@@ -92,7 +92,7 @@ __attribute__((always_inline)) inline void multiply_rows(const Operands o) {
 
 template <bool add, bool vnni>
 __attribute__((always_inline)) inline void multiply(int64_t m, int64_t n, int64_t b_stride, const Operands& whole) {
-  // What is added to goes on below: every block of rows asks for its part of the next rows of b.
+  // A sum goes on with the rows of b below these: every block of rows of c asks for its part of them.
   const int64_t below = whole.k * kStrip, part = below * kRows / m;
   for (int64_t j = 0; j < n; j += kStrip) {
     Operands o = whole;
