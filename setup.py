@@ -184,7 +184,8 @@ def cuda_extension(toolkit: CUDAToolkit):
         "UNICLIP_CUDA_ARCHITECTURES": ",".join(map(str, CUDA_ARCHITECTURES)),
         "UNICLIP_CUDA_VERSION": f'"{toolkit.version}"',
     }
-    return extension("_cuda", files("csrc/cuda", "cpp"), files("csrc/cuda", "h", "cuh", "cu"), macros)
+    headers = files("csrc/cuda", "h", "cuh", "cu")
+    return extension("_cuda", files("csrc/cuda", "cpp"), headers, macros, libraries=["torch_cuda"])
 
 
 def build() -> dict:

@@ -94,8 +94,8 @@ void gemm(int64_t m, int64_t n, int64_t k, const double* a, int64_t a_stride, co
                                     torch::headeronly::ScalarType::Double);
   };
   const auto out = view(c, m, n, c_stride);
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), view(a, m, k, a_stride).get(),
-                                                         view(b, k, n, b_stride).get(), add ? 1.0 : 0.0, 1.0));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), view(a, m, k, a_stride).get(),
+                                                  view(b, k, n, b_stride).get(), add ? 1.0 : 0.0, 1.0));
 }
 
 void gemm_release() { blas::brgemm_release(/*is_vnni=*/true); }
