@@ -1,23 +1,9 @@
 // Forward: tiles of similarities reduced, on chip, to the log-sum-exp over negatives of their rows and columns.
+#include "log_sum.cuh"
 #include "ops.h"
 #include "tile.cuh"
 
 namespace uniclip::cuda {
-
-// Σ 2^x as a maximum and a sum of 2^(x - maximum).
-struct LogSum {
-  float max, sum;
-
-  // A pivot that can be subtracted: 0 where nothing has been added.
-  static __device__ __forceinline__ float pivot(float max) { return max == kNothing ? 0.f : max; }
-  static __device__ LogSum nothing() { return {kNothing, 0}; }
-  static __device__ LogSum of(float log2) { return {log2, log2 == kNothing ? 0.f : 1.f}; }
-  __device__ LogSum operator+(const LogSum& other) const {
-    const float top = fmaxf(max, other.max), base = pivot(top);
-    return {top, sum * ptx::exp2_approx(max - base) + other.sum * ptx::exp2_approx(other.max - base)};
-  }
-  __device__ float log2() const { return pivot(max) + log2f(sum); }
-};
 
 struct LogSums {  // of each warp
   LogSum by_row[kWarpCols][kBlock], by_col[kWarpRows][kBlock];

@@ -2,6 +2,7 @@
 // mask. A block of 8 warps has a tile of 128 x 128; a warp 64 x 32 of it, as 4 x 4 fragments of 16 x 8.
 #pragma once
 
+#include "log_sum.cuh"
 #include "types.cuh"
 
 namespace uniclip::cuda {
@@ -10,7 +11,6 @@ constexpr int kBlock = 128;  // side of a tile, and slots of a tile of the layou
 constexpr int kTileThreads = 256;
 constexpr int kWarpRows = 2, kWarpCols = 4;  // warps over a tile
 constexpr int kRowFragments = kBlock / kWarpRows / 16, kColFragments = kBlock / kWarpCols / 8;
-constexpr float kNothing = -INFINITY;  // the logarithm of an empty sum
 
 // Blocks of two operands in flight. Depth is counted in bytes, which makes 16- and 32-bit elements alike.
 constexpr int kStages = 3, kStageBytes = 64, kStepBytes = 32;
