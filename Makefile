@@ -33,7 +33,7 @@ bench: install
 
 # Looks for a GPU before anything is installed, then builds for it, tests on it, measures on it.
 gpu:
-	$(PYTHON) benchmarks/gpu.py --python $(BIN)/python $(ARGS)
+	$(PYTHON) -m benchmarks.gpu --python $(BIN)/python $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +46,13 @@ class Batch:
         return [t for t in (self.embeddings, self.temperature, self.offset) if t.requires_grad]
 
 
+def needed_flops(objective: str, n: int, d: int) -> int:
+    """Forward and backward: 8 D for each unordered pair of rows that is compared, of which images with texts alone are."""
+    m = n * len(VIEWS[objective])
+    return 8 * n * n * d if objective == "InfoNCE" else 4 * m * m * d
+
+
+@functools.lru_cache(maxsize=2)  # one that is measured, one that is checked; a large one takes seconds to make
 def make_batch(objective: str, n: int, d: int, dtype: torch.dtype, device: str = "cpu") -> Batch:
     """Always the same one. Views of a sample lie near each other (cos about 0.5), as in a model half trained."""
     generator = torch.Generator().manual_seed(n)

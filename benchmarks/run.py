@@ -12,13 +12,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from .devices import CPU, CUDA
 from .dry_run import DryRun
 from .plot import plot
 from .problems import VIEWS
 from .providers import PROVIDERS, Provider
+from .progress import bar
 from .ratios import GPU_N
 from .report import write_readme, write_report
 from .rows import merge, read_rows, write_rows
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None, providers: tuple[Provider, ...] = P
     path = options.out / f"{device.name}.csv"
     rate = product_rate(device)
     refused = False
-    for n in tqdm(sorted(options.sizes), desc="sizes", unit="size"):
+    for n in bar(sorted(options.sizes), desc="sizes", unit="size"):
         for objective in VIEWS:
             rows = measure(objective, n, options.dim, device, options.seconds, rate, run, providers)
             refused |= any(row.refused for row in rows)

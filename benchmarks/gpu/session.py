@@ -1,0 +1,131 @@
+"""The parts of `make gpu` in an environment that is ready: task after task by value, until the time is up.
+
+Results are written as soon as they are there, and what was not reached is listed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+from ..devices import CUDA
+from ..dry_run import DryRun
+from ..rows import Row
+from . import ceilings, checks, end_to_end
+from .environment import ROOT, build_in_place
+from .report import Report
+from .task import Check, Context, Failure, Note, Task, results
+
+_PARTS = {module.PART: module.tasks for module in (checks, ceilings, end_to_end)}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0, or 1 if something was wrong or failed; what there was no time for is neither."""
+    options = _parse(arguments)
+    context = Context(
+        device=DryRun() if options.dry_run else CUDA(),
+        dry_run=options.dry_run,
+        run=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        out=options.out,
+        deadline=options.deadline,
+        arguments=options.arguments,
+    )
+    report = Report(options.out)
+    build = _start_build(options.dry_run) if options.build else None
+    todo = [task for part in options.parts.split(",") for task in _PARTS.get(part, lambda context: [])(context)]
+    while todo:
+        task = _next(todo, build, context)
+        todo.remove(task)
+        if context.seconds_left() < task.seconds:
+            _say(context, f"no time for {task}")
+            report.not_reached(task)
+        elif not _do(task, context, report):
+            todo.insert(0, task)
+    if build is not None and build.poll() is None:
+        build.kill()
+    report.write()
+    print(report.markdown() if context.dry_run else "", f"written to {options.out}", sep="\n", flush=True)
+    return int(report.failed)
+
+
+def _do(task: Task, context: Context, report: Report) -> bool:
+    """Whether it is done with; else it is to be done again, without a backend that failed."""
+    begin = time.time()
+    _say(context, str(task))
+    try:
+        for result in results(task, context):
+            report.add(task, result)
+            _show(result)
+            wrong = (isinstance(result, Check) and bool(result.failures)) or isinstance(result, Failure)
+            if wrong and task.backend is not None:
+                context.unusable.setdefault(task.backend, "its checks failed on this device")
+            elif isinstance(result, Failure) and result.backend is not None:
+                first = result.backend not in context.unusable
+                context.unusable.setdefault(result.backend, f"failed: {result.text}")
+                return not first
+    except TimeoutError:
+        _say(context, f"out of time in {task}")
+        report.not_reached(task)
+    print(f"    {time.time() - begin:.1f} s", flush=True)
+    return True
+
+
+def _next(todo: list[Task], build: subprocess.Popen | None, context: Context) -> Task:
+    """The first that need not wait for the build; the wait is over when nothing else is left to do."""
+    if build is not None and build.poll() is None:
+        ready = next((task for task in todo if not task.needs_build), None)
+        if ready is not None:
+            return ready
+        _say(context, "waiting for the build")
+        left = context.seconds_left()
+        try:
+            build.wait(None if left == float("inf") else max(left, 0))
+        except subprocess.TimeoutExpired:
+            _say(context, "out of time in the build")
+    return todo[0]
+
+
+def _start_build(dry_run: bool) -> subprocess.Popen | None:
+    step = build_in_place()
+    print(f"\n{step}", flush=True)
+    return None if dry_run else subprocess.Popen(step.command, cwd=ROOT, env=os.environ | step.environment)
+
+
+def _say(context: Context, what: str) -> None:
+    left = context.seconds_left()
+    clock = "" if left == float("inf") else f"[{max(int(left), 0) // 60}:{max(int(left), 0) % 60:02d} left] "
+    print(f"{clock}{what}", flush=True)
+
+
+def _show(result: Row | Check | Note | Failure) -> None:
+    if isinstance(result, Row):
+        figure = result.note if result.p50 is None else f"{result.p50 * 1e3:.4g} ms"
+        if result.p50 is not None and result.work:
+            figure += f", {result.work / result.p50 / 1e12:.4g}e12/s"
+        text = f"{result.objective} {result.provider} {result.mode} n={result.n} d={result.d} {result.dtype}: {figure}"
+    elif isinstance(result, Check):
+        text = f"{result.what}, {result.dtype}: {result.passed} passed, {len(result.failures)} failed"
+        text += "".join(f"\n      {failure}" for failure in result.failures)
+    else:
+        text = f"{'FAILED: ' * isinstance(result, Failure)}{result.text}"
+    print(f"    {text}", flush=True)
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.session", description=__doc__)
+    parser.add_argument("--parts", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--deadline", type=float, default=float("inf"), help="as time.time() counts")
+    parser.add_argument("--build", action="store_true", help="the extensions in place, while what needs none is done")
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("arguments", nargs="*", help="for benchmarks.run")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
