@@ -6,10 +6,9 @@ import csv
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from .plot import plot_name
 from .problems import VIEWS
 from .ratios import Result, results
-from .rows import Row, latest_machine, read_rows, series
+from .rows import Row, latest_machine, plot_name, read_rows, series
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"  # in the README
 

@@ -74,6 +74,11 @@ def write_rows(path: Path, rows: list[Row]) -> None:
         writer.writerows(asdict(row) for row in rows)
 
 
+def plot_name(path: Path, objective: str) -> str:
+    """Of the picture of an objective beside a CSV, without the suffix."""
+    return f"{path.stem}_{objective.lower().replace('-', '_')}"
+
+
 def merge(old: list[Row], new: list[Row]) -> list[Row]:
     """The new rows in the place of old ones of the same case, sorted by objective, provider, dtype and size."""
     rows = {row.key: row for row in (*old, *new)}

@@ -16,12 +16,13 @@ from pathlib import Path
 from ..devices import CUDA
 from ..dry_run import DryRun
 from ..rows import Row
-from . import ceilings, checks, end_to_end
+from . import ceilings, checks, device_tests, end_to_end, kernels, product, profiling, sizes
 from .environment import ROOT, build_in_place
 from .report import Report
 from .task import Check, Context, Failure, Note, Task, results
 
-_PARTS = {module.PART: module.tasks for module in (checks, ceilings, end_to_end)}
+_MODULES = (checks, ceilings, end_to_end, product, kernels, device_tests, sizes, profiling)
+_PARTS = {module.PART: module.tasks for module in _MODULES}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     report = Report(options.out)
     build = _start_build(options.dry_run) if options.build else None
-    todo = [task for part in options.parts.split(",") for task in _PARTS.get(part, lambda context: [])(context)]
+    todo = [task for part in options.parts.split(",") for task in _PARTS[part](context)]
     while todo:
         task = _next(todo, build, context)
         todo.remove(task)
@@ -49,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     if build is not None and build.poll() is None:
         build.kill()
     report.write()
-    print(report.markdown() if context.dry_run else "", f"written to {options.out}", sep="\n", flush=True)
+    print(report.markdown(), f"written to {options.out}", sep="\n", flush=True)
     return int(report.failed)
 
 
