@@ -61,7 +61,9 @@ def read_rows(path: Path) -> list[Row]:
         return []
     with path.open(newline="") as file:
         return [
-            Row(**{f.name: _parse(f.type, line[f.name]) for f in fields(Row) if f.name in line})  # older files lack some
+            Row(
+                **{f.name: _parse(f.type, line[f.name]) for f in fields(Row) if f.name in line}
+            )  # older files lack some
             for line in csv.DictReader(file)
         ]
 

@@ -92,7 +92,13 @@ def _logged(command: list[str], variables: dict[str, str], log: Path) -> int:
     with (
         log.open("w") as file,
         subprocess.Popen(
-            command, cwd=ROOT, env=variables, text=True, errors="replace", stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command,
+            cwd=ROOT,
+            env=variables,
+            text=True,
+            errors="replace",
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         ) as process,
     ):
         for line in process.stdout:

@@ -27,7 +27,15 @@ def _ceilings(context: Context) -> Iterator[Row]:
     common = {"part": PART, "provider": "PyTorch"}
     fields = {
         "torch.mm": common
-        | {"objective": "product", "mode": "mm", "n": side, "m": side, "d": side, "dtype": "bfloat16", "work": 2 * side**3}
+        | {
+            "objective": "product",
+            "mode": "mm",
+            "n": side,
+            "m": side,
+            "d": side,
+            "dtype": "bfloat16",
+            "work": 2 * side**3,
+        }
     }
     for name, size in COPIES.items():
         elements = 64 if context.dry_run else size // 4

@@ -24,7 +24,8 @@ WORKERS = 15  # each holds half a gigabyte on the device
 def tasks(context: Context) -> list[Task]:
     names = ("cpu", "reference") if context.dry_run else ("triton", "cuda")
     return [
-        Task(PART, name, functools.partial(_grid, name), 15, needs_build=name != "triton", backend=name) for name in names
+        Task(PART, name, functools.partial(_grid, name), 15, needs_build=name != "triton", backend=name)
+        for name in names
     ]
 
 
@@ -40,11 +41,14 @@ def _grid(backend: str, context: Context) -> Iterator[Check | Note]:
             yield Note(f"the {backend} backend was left out: {reason}")
             return
         found = {
-            dtype: [pool.submit(_failure, backend, name, dtype, context.device.tensors) for name in names] for dtype in DTYPES
+            dtype: [pool.submit(_failure, backend, name, dtype, context.device.tensors) for name in names]
+            for dtype in DTYPES
         }
         for dtype, futures in found.items():
             failures = tuple(filter(None, (future.result() for future in futures)))
-            yield Check(f"{backend} backend, grid", str(dtype).removeprefix("torch."), len(names) - len(failures), 0, failures)
+            yield Check(
+                f"{backend} backend, grid", str(dtype).removeprefix("torch."), len(names) - len(failures), 0, failures
+            )
 
 
 def _unusable(backend: str) -> str | None:

@@ -27,9 +27,12 @@ def _tests(context: Context) -> Iterator[Check | Note]:
     outcome = context.out / "tests.xml"
     outcome.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-rs", "tests/test_gpu.py", f"--junitxml={outcome}"]
-    if importlib.util.find_spec("xdist") is not None:
-        command += ["-n", str(max(1, min(WORKERS, len(os.sched_getaffinity(0))))), "--dist", "worksteal"]
-    variables = {name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "TORCHDYNAMO_DISABLE")}
+    workers = min(WORKERS, len(os.sched_getaffinity(0)) - 1)
+    if workers > 1 and importlib.util.find_spec("xdist") is not None:
+        command += ["-n", str(workers), "--dist", "worksteal"]
+    variables = {
+        name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET", "TORCHDYNAMO_DISABLE")
+    }
     done = subprocess.run(command, cwd=ROOT, env=variables | ({"UNICLIP_GPU_DRY_RUN": "1"} if context.dry_run else {}))
     if not outcome.exists():
         raise RuntimeError(f"pytest ended with status {done.returncode}; the log says why")

@@ -25,7 +25,14 @@ _TOLERANCE = {torch.bfloat16: 1e-2, torch.float32: 1e-4}  # of the largest entry
 
 def tasks(context: Context) -> list[Task]:
     return [
-        Task(PART, f"D = {d}, {str(dtype).removeprefix('torch.')}", functools.partial(_kernels, dtype, d), 15, False, "triton")
+        Task(
+            PART,
+            f"D = {d}, {str(dtype).removeprefix('torch.')}",
+            functools.partial(_kernels, dtype, d),
+            15,
+            False,
+            "triton",
+        )
         for dtype, d in (CASES[-1:] if context.dry_run else CASES)
     ]
 

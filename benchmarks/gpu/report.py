@@ -60,7 +60,19 @@ class Report:
 
     def _table(self, rows: list[Row]) -> str:
         ours = {(row.n, row.dtype): row.p50 for row in rows if row.provider == OURS and row.p50 is not None}
-        head = ["N", "what", "mode", "dtype", "median", "20th to 80th percentile", "10¹²/s", "memory", "by ours", "MHz", "note"]
+        head = [
+            "N",
+            "what",
+            "mode",
+            "dtype",
+            "median",
+            "20th to 80th percentile",
+            "10¹²/s",
+            "memory",
+            "by ours",
+            "MHz",
+            "note",
+        ]
         return table(head, [_cells(row, ours.get((row.n, row.dtype))) for row in rows])
 
 

@@ -22,7 +22,7 @@ from .report import Report
 from .task import Check, Context, Failure, Note, Task, results
 
 _MODULES = (checks, ceilings, end_to_end, product, kernels, device_tests, sizes, profiling)
-_PARTS = {module.PART: module.tasks for module in _MODULES}
+PARTS = {module.PART: module.tasks for module in _MODULES}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,14 +38,14 @@ def main(arguments: list[str] | None = None) -> int:
     )
     report = Report(options.out)
     build = _start_build(options.dry_run) if options.build else None
-    todo = [task for part in options.parts.split(",") for task in _PARTS[part](context)]
+    todo = [task for part in options.parts.split(",") for task in PARTS[part](context)]
     while todo:
         task = _next(todo, build, context)
         todo.remove(task)
         if context.seconds_left() < task.seconds:
             _say(context, f"no time for {task}")
             report.not_reached(task)
-        elif not _do(task, context, report):
+        elif not do(task, context, report):
             todo.insert(0, task)
     if build is not None and build.poll() is None:
         build.kill()
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     return int(report.failed)
 
 
-def _do(task: Task, context: Context, report: Report) -> bool:
+def do(task: Task, context: Context, report: Report) -> bool:
     """Whether it is done with; else it is to be done again, without a backend that failed."""
     begin = time.time()
     _say(context, str(task))

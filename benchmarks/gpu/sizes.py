@@ -25,7 +25,18 @@ def tasks(context: Context) -> list[Task]:
 
 def _size(n: int, dim: int, seconds: float, context: Context) -> Iterator[Note]:
     name = context.device.name
-    arguments = ["--device", name, "--sizes", str(n), "--dim", str(dim), "--seconds", str(seconds), "--out", str(context.out)]
+    arguments = [
+        "--device",
+        name,
+        "--sizes",
+        str(n),
+        "--dim",
+        str(dim),
+        "--seconds",
+        str(seconds),
+        "--out",
+        str(context.out),
+    ]
     with contextlib.redirect_stdout(io.StringIO()):  # the tables, again after each size
         status = run.main(arguments, unusable=context.unusable)
     if status:
