@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 from collections.abc import Callable
@@ -180,12 +181,17 @@ def open_clip_compiled(batch: Batch) -> Step:
 
 
 def _clip_loss() -> torch.nn.Module:
+    return _clip_loss_class()()
+
+
+@functools.cache  # a class loaded again would be compiled again
+def _clip_loss_class() -> type[torch.nn.Module]:
     """From its file alone, which needs PyTorch: the package imports models and tokenizers that need much more."""
     file = Path(importlib.util.find_spec("open_clip").origin).with_name("loss.py")
     spec = importlib.util.spec_from_file_location("open_clip_loss", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.ClipLoss()
+    return module.ClipLoss
 
 
 def _image_and_text(batch: Batch, loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Step:

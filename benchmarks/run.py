@@ -18,8 +18,8 @@ import torch
 from .devices import CPU, CUDA
 from .dry_run import DryRun
 from .problems import VIEWS
-from .providers import PROVIDERS, Provider
 from .progress import bar
+from .providers import PROVIDERS, Provider
 from .ratios import GPU_N
 from .report import write_readme, write_report
 from .rows import merge, read_rows, write_rows

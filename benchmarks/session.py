@@ -26,9 +26,9 @@ LONGEST_STEP = 40.0  # seconds: a competitor that is predicted to take longer is
 class OurError(RuntimeError):
     """A crash of our own, which is no figure to leave out but a reason to stop."""
 
-    def __init__(self, message: str, backend: str) -> None:
+    def __init__(self, message: str, provider: str) -> None:
         super().__init__(message)
-        self.backend = backend
+        self.provider = provider
 
 
 @dataclass
@@ -75,7 +75,7 @@ class Case:
         except Exception as error:
             failure = f"{type(error).__name__}: {_first_line(error)}"
             if self.provider.is_ours:
-                raise OurError(f"{self.name}: {failure}", self.provider.backend) from error
+                raise OurError(f"{self.name}: {failure}", self.provider.name) from error
             self.note = f"failed: {failure}"
 
     def row(self, run: str) -> Row:
@@ -117,7 +117,7 @@ def measure(
 ) -> list[Row]:
     """One row for each provider and dtype of the objective; ``rate`` is that of float32 products, in flops a second.
 
-    ``unusable``: backends of ours on a GPU that are not to be measured, and why.
+    ``unusable``: our backends on a GPU and providers that are not to be measured, and why.
     """
     cases = [
         Case(provider, objective, n, d, dtype, device)
@@ -127,7 +127,8 @@ def measure(
         if dtype in dtypes
     ]
     for case in cases:
-        case.note = unusable.get(case.provider.backend, "") or impossible(case, rate)
+        provider = case.provider
+        case.note = unusable.get(provider.backend) or unusable.get(provider.name) or impossible(case, rate)
     for case in bar([c for c in cases if not c.note], desc=f"{objective} N={n} memory", leave=False):
         with case.noting():
             case.extra_bytes = device.extra_memory(case.provider, *case.sizes)

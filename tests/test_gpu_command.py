@@ -225,7 +225,7 @@ def test_a_failing_check_stops_the_figures_of_its_backend_alone(context):
         yield Check("grid", "float32", 1, 0, ("a case: off",))
 
     report = Report(context.out)
-    assert session.do(task(wrong, backend="triton"), context, report)
+    session.do(task(wrong, backend="triton"), context, report)
     assert report.failed
     assert list(context.unusable) == ["triton"]
     rows = list(end_to_end.tasks(context)[0].run(context))
@@ -236,15 +236,15 @@ def test_a_failing_check_stops_the_figures_of_its_backend_alone(context):
 
 def test_a_crash_of_ours_among_figures_is_tried_again_without(context, capfd):
     def figures(context):
-        if "cuda" not in context.unusable:
-            raise OurError("ours: its own fault", "cuda")
+        if "ours" not in context.unusable:
+            raise OurError("its own fault", "ours")
         yield Note("the others")
 
     report = Report(context.out)
-    assert not session.do(task(figures), context, report)
-    assert session.do(task(figures), context, report)
-    assert context.unusable == {"cuda": "failed: OurError: ours: its own fault"}
-    assert (report.failed, report.notes) == (True, ["part: title: the others"])
+    session.do(task(figures), context, report)
+    assert report.failures == ["part: title: OurError: its own fault"]
+    assert report.notes == ["part: title: the others"]
+    assert not context.unusable, "elsewhere it may do"
 
 
 def test_a_wrong_product_is_not_timed(context, monkeypatch):
@@ -358,7 +358,7 @@ def test_open_clip_is_read_without_what_the_package_imports(monkeypatch, tmp_pat
     (package / "loss.py").write_text("import torch\nclass ClipLoss(torch.nn.Module):\n    pass\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "open_clip", raising=False)
-    assert type(providers._clip_loss()).__name__ == "ClipLoss"
+    assert providers._clip_loss_class.__wrapped__().__name__ == "ClipLoss"
 
 
 def test_the_objective_of_siglip_is_another():

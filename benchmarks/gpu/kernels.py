@@ -14,7 +14,7 @@ from uniclip_kernels._problem import Problem
 from ..measure import WrongAnswerError
 from ..providers import OURS
 from ..rows import Row
-from .task import Context, Task
+from .task import Context, Note, Task
 from .timing import rows
 
 PART = "kernels"
@@ -30,16 +30,15 @@ def tasks(context: Context) -> list[Task]:
             f"D = {d}, {str(dtype).removeprefix('torch.')}",
             functools.partial(_kernels, dtype, d),
             15,
-            False,
-            "triton",
+            needs_build=False,
         )
         for dtype, d in (CASES[-1:] if context.dry_run else CASES)
     ]
 
 
-def _kernels(dtype: torch.dtype, d: int, context: Context) -> Iterator[Row]:
+def _kernels(dtype: torch.dtype, d: int, context: Context) -> Iterator[Row | Note]:
     if "triton" in context.unusable:
-        yield from ()
+        yield Note(f"left out: {context.unusable['triton']}")
         return
     from uniclip_kernels.triton import tuning
     from uniclip_kernels.triton.similarity_grad import similarity_grad_kernel

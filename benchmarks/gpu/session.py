@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -45,35 +46,36 @@ def main(arguments: list[str] | None = None) -> int:
         if context.seconds_left() < task.seconds:
             _say(context, f"no time for {task}")
             report.not_reached(task)
-        elif not do(task, context, report):
-            todo.insert(0, task)
-    if build is not None and build.poll() is None:
-        build.kill()
-    report.write()
+        else:
+            do(task, context, report)
+    if build is not None:
+        _end_build(build, report)
     print(report.markdown(), f"written to {options.out}", sep="\n", flush=True)
     return int(report.failed)
 
 
-def do(task: Task, context: Context, report: Report) -> bool:
-    """Whether it is done with; else it is to be done again, without a backend that failed."""
+def do(task: Task, context: Context, report: Report) -> None:
+    """Once, and once more without each of our providers that ends it by a crash of its own."""
     begin = time.time()
     _say(context, str(task))
+    excluded: dict[str, str] = {}
+    again = True
     try:
-        for result in results(task, context):
-            report.add(task, result)
-            _show(result)
-            wrong = (isinstance(result, Check) and bool(result.failures)) or isinstance(result, Failure)
-            if wrong and task.backend is not None:
-                context.unusable.setdefault(task.backend, "its checks failed on this device")
-            elif isinstance(result, Failure) and result.backend is not None:
-                first = result.backend not in context.unusable
-                context.unusable.setdefault(result.backend, f"failed: {result.text}")
-                return not first
+        while again:
+            again = False
+            for result in results(task, replace(context, unusable=context.unusable | excluded)):
+                report.add(task, result)
+                _show(result)
+                failed = isinstance(result, Failure)
+                if task.backend is not None and (failed or (isinstance(result, Check) and result.failures)):
+                    context.unusable.setdefault(task.backend, "its checks failed on this device")
+                if failed and result.provider is not None and result.provider not in excluded:
+                    excluded[result.provider] = f"failed: {result.text}"
+                    again = True
     except TimeoutError:
         _say(context, f"out of time in {task}")
         report.not_reached(task)
     print(f"    {time.time() - begin:.1f} s", flush=True)
-    return True
 
 
 def _next(todo: list[Task], build: subprocess.Popen | None, context: Context) -> Task:
@@ -95,6 +97,14 @@ def _start_build(dry_run: bool) -> subprocess.Popen | None:
     step = build_in_place()
     print(f"\n{step}", flush=True)
     return None if dry_run else subprocess.Popen(step.command, cwd=ROOT, env=os.environ | step.environment)
+
+
+def _end_build(build: subprocess.Popen, report: Report) -> None:
+    if build.poll() is None:
+        build.kill()
+    elif build.returncode:
+        report.failures.append(f"build: it ended with status {build.returncode}; the log says why")
+        report.write()
 
 
 def _say(context: Context, what: str) -> None:

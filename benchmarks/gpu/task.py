@@ -40,7 +40,7 @@ class Note:
 @dataclass(frozen=True)
 class Failure:
     text: str
-    backend: str | None = None  # whose fault it is known to be
+    provider: str | None = None  # whose fault it is known to be
 
 
 Result = Row | Check | Note
@@ -56,7 +56,7 @@ class Context:
     out: Path
     deadline: float = float("inf")  # as time.time() counts
     arguments: list[str] = field(default_factory=list)  # for benchmarks.run
-    unusable: dict[str, str] = field(default_factory=dict)  # backends whose checks failed, and how
+    unusable: dict[str, str] = field(default_factory=dict)  # backends and providers that failed, and how
 
     def seconds_left(self) -> float:
         return self.deadline - time.time()
@@ -124,7 +124,7 @@ def _in_child(task: Task, context: Context, sender: Connection) -> None:
     except Exception as error:
         traceback.print_exc()
         text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-        sender.send(Failure(text, error.backend if isinstance(error, OurError) else None))
+        sender.send(Failure(text, error.provider if isinstance(error, OurError) else None))
 
 
 def _how_it_ended(child) -> str:
