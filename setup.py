@@ -21,11 +21,14 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
 
 ROOT = Path(__file__).resolve().parent
 CUDA_ARCHITECTURES = (80, 90, 100, 120)
 CUDA_PACKAGE = "cuda-toolkit[nvcc,cccl]"
+# The oldest PyTorch whose stable ABI has what csrc/ calls, as its headers encode it. They leave out what came later and
+# what isn't stable, so that what was built beside one version works beside any other from here on.
+OLDEST_TORCH = (2, 10)
 # Not fast-math: only what lets vector loops be made, with results unchanged.
 CXX_FLAGS = ["-std=c++20", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-g0"]
 NVCC_FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "--resource-usage"]
@@ -153,38 +156,43 @@ def find_cuda(cxx: str) -> CUDAToolkit | None:
         return None
 
 
-def extension(name: str, sources: list[str], depends: list[str], macros: dict[str, str], **options):
+def extension(name: str, sources: list[str], depends: list[str], macros: dict[str, str], library: str) -> Extension:
     import pybind11
     import torch
-    from torch.utils.cpp_extension import CppExtension
+    from torch.utils.cpp_extension import include_paths, library_paths
 
-    macros = {"UNICLIP_TORCH_VERSION": f'"{torch.__version__}"'} | macros
+    major, minor = OLDEST_TORCH
+    target = f"0x{major << 56 | minor << 48:016x}"
+    macros = {"UNICLIP_TORCH_VERSION": f'"{torch.__version__}"', "TORCH_TARGET_VERSION": target} | macros
     # Messages of checks carry file names: the same ones wherever it was built.
     prefixes = {ROOT: "uniclip-kernels", Path(torch.__file__).parent: "torch"}
-    return CppExtension(
+    return Extension(
         f"uniclip_kernels.{name}",
         sources,
         depends=depends,
-        include_dirs=[str(ROOT / "csrc"), pybind11.get_include(), *options.pop("include_dirs", [])],
+        include_dirs=[str(ROOT / "csrc"), pybind11.get_include(), *include_paths()],
         define_macros=list(macros.items()),
         extra_compile_args=CXX_FLAGS + [f"-ffile-prefix-map={path}={name}" for path, name in prefixes.items()],
-        **options,
+        library_dirs=library_paths(),
+        libraries=[library],
+        language="c++",
     )
 
 
-def cpu_extension(cxx: str):
+def cpu_extension(cxx: str) -> Extension:
     command = [*shlex.split(cxx), "--version"]
     version = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
     sources = ["csrc/module.cpp", *files("csrc/cpu", "cpp")]
-    return extension("_C", sources, files("csrc/cpu", "h", "inc"), {"UNICLIP_COMPILER": f'"{version}"'})
+    return extension("_C", sources, files("csrc/cpu", "h", "inc"), {"UNICLIP_COMPILER": f'"{version}"'}, "torch_cpu")
 
 
-def cuda_extension(toolkit: CUDAToolkit):
+def cuda_extension(toolkit: CUDAToolkit) -> Extension:
     macros = {
         "UNICLIP_CUDA_ARCHITECTURES": ",".join(map(str, CUDA_ARCHITECTURES)),
         "UNICLIP_CUDA_VERSION": f'"{toolkit.version}"',
     }
-    return extension("_cuda", files("csrc/cuda", "cpp"), files("csrc/cuda", "h", "cuh", "cu"), macros)
+    headers = files("csrc/cuda", "h", "cuh", "cu")
+    return extension("_cuda", files("csrc/cuda", "cpp"), headers, macros, "torch_cuda")
 
 
 def build() -> dict:

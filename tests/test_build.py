@@ -131,7 +131,9 @@ def test_make_install_brings_what_the_build_requires():
     requires = (ROOT / "pyproject.toml").read_text().split("requires = [", 1)[1].split("]\n", 1)[0]
     makefile = (ROOT / "Makefile").read_text()
     for requirement in requires.split(", "):
-        assert requirement.strip('"').split(";")[0] in makefile
+        requirement = requirement.strip('"').split(";")[0]
+        # It builds beside any torch of those; what is installed is one.
+        assert requirement.replace("torch>=2.10", "torch==2.") in makefile
 
 
 def copy_sources(target: Path) -> Path:
@@ -235,15 +237,15 @@ def test_installed_without_a_compiler(tmp_path):
     assert error == f"backend 'cpu' is not usable here: {reason}"
 
 
-def test_an_extension_that_was_built_for_another_torch(tmp_path):
+def test_an_extension_that_does_not_load(tmp_path):
     package = copy_sources(tmp_path) / "uniclip_kernels"
-    source = 'extern "C" void* of_another_torch(); extern "C" void* PyInit__C() { return of_another_torch(); }'
+    source = 'extern "C" void* of_a_newer_torch(); extern "C" void* PyInit__C() { return of_a_newer_torch(); }'
     (tmp_path / "extension.cpp").write_text(source)
     target = package / "_C.abi3.so"
     run(os.environ.get("CXX") or "c++", "-shared", "-fPIC", "extension.cpp", "-o", target, cwd=tmp_path)
     loss, reason, error = outside("-c", USE_IT, cwd=tmp_path, target=tmp_path).splitlines()
     assert float(loss) == pytest.approx(1.0986123)
     assert f"uniclip_kernels._C does not load beside torch {torch.__version__}" in reason
-    assert "of_another_torch" in reason
+    assert "of_a_newer_torch" in reason
     assert "pip install --no-build-isolation --force-reinstall" in reason
     assert error == f"backend 'cpu' is not usable here: {reason}"

@@ -20,6 +20,7 @@ def load(name: str) -> ModuleType:
         return importlib.import_module(path)
     except ImportError as error:
         raise ImportError(
-            f"{path} does not load beside torch {torch.__version__} ({error}); if it was built for another torch, "
-            "install uniclip-kernels again from source: pip install --no-build-isolation --force-reinstall --no-deps"
+            f"{path} does not load beside torch {torch.__version__} ({error}); it needs torch 2.10 or newer, and CUDA "
+            "kernels a torch of the CUDA version that they were built for. Else install uniclip-kernels again from source: "
+            "pip install --no-build-isolation --force-reinstall --no-deps"
         ) from error

@@ -33,7 +33,7 @@ def _cpu() -> list[str]:
     except ImportError as error:
         return [f"cpu extension    {error}"]
     return [
-        f"cpu extension    built by {extension.compiler} for torch {extension.torch_version}",
+        f"cpu extension    built by {extension.compiler} beside torch {extension.torch_version}",
         f"processor        {extension.cpu_instruction_set()} vectors, {torch.get_num_threads()} threads, "
         f"bfloat16 products in {extension.cpu_bfloat16_products()}",
     ]
@@ -46,7 +46,7 @@ def _cuda() -> list[str]:
         return [f"cuda extension   {error}"]
     built_for = ", ".join(f"sm_{a}" for a in extension.architectures)
     lines = [
-        f"cuda extension   built by nvcc of CUDA {extension.cuda_version} for torch {extension.torch_version}, "
+        f"cuda extension   built by nvcc of CUDA {extension.cuda_version} beside torch {extension.torch_version}, "
         f"for {built_for} and newer ones"
     ]
     if torch.cuda.is_available():

@@ -1,21 +1,13 @@
-// The only file that uses PyTorch's unstable C++ interface: its block products have no stable counterpart.
 #include "gemm.h"
 
-#include <ATen/native/CPUBlas.h>
-#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
-#include <array>
 #include <limits>
-#include <string_view>
 
+#include "amx.h"
 #include "fixed_point.h"
 #include "tile_kernels.h"
 
 namespace uniclip {
-
-namespace blas = at::native::cpublas;
 
 template <class C>
 void pack_b(const C* b, int64_t stride, int64_t k, int64_t n, C* packed) {
@@ -56,17 +48,18 @@ void pack_b_transposed(const double* b, int64_t stride, int64_t n, int64_t k, do
   }
 }
 
-template <>
-void gemm(int64_t m, int64_t n, int64_t k, const float* a, int64_t a_stride, const float* b, int64_t b_stride, float* c,
-          int64_t c_stride, bool add) {
-  blas::brgemm(m, n, k, a_stride, b_stride, c_stride, add, a, b, c, /*is_vnni=*/false);
+template <class C>
+void gemm(int64_t m, int64_t n, int64_t k, const C* a, int64_t a_stride, const C* b, int64_t b_stride,
+          Accumulator<C>* c, int64_t c_stride, bool add) {
+  multiply(m, n, k, a, a_stride, b, b_stride, c, c_stride, add);
 }
+template void gemm(int64_t, int64_t, int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t, bool);
+template void gemm(int64_t, int64_t, int64_t, const double*, int64_t, const double*, int64_t, double*, int64_t, bool);
 
 template <>
 void gemm(int64_t m, int64_t n, int64_t k, const bfloat16* a, int64_t a_stride, const bfloat16* b, int64_t b_stride,
           float* c, int64_t c_stride, bool add) {
-  blas::brgemm(m, n, k, a_stride, b_stride, c_stride, add, reinterpret_cast<const at::BFloat16*>(a),
-               reinterpret_cast<const at::BFloat16*>(b), c, /*is_vnni=*/true);
+  (use_amx() ? multiply_amx : multiply<bfloat16>)(m, n, k, a, a_stride, b, b_stride, c, c_stride, add);
 }
 
 template <>
@@ -84,31 +77,14 @@ void gemm(int64_t m, int64_t n, int64_t k, const fixed16* a, int64_t a_stride, c
   }
 }
 
-// There is no block product for doubles: the ordinary one, on views of the blocks.
-template <>
-void gemm(int64_t m, int64_t n, int64_t k, const double* a, int64_t a_stride, const double* b, int64_t b_stride,
-          double* c, int64_t c_stride, bool add) {
-  const auto view = [](const double* data, int64_t rows, int64_t cols, int64_t stride) {
-    return torch::stable::from_blob(const_cast<double*>(data), std::array{rows, cols}, std::array{stride, int64_t(1)},
-                                    torch::stable::Device(torch::headeronly::DeviceType::CPU),
-                                    torch::headeronly::ScalarType::Double);
-  };
-  const auto out = view(c, m, n, c_stride);
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), view(a, m, k, a_stride).get(),
-                                                         view(b, k, n, b_stride).get(), add ? 1.0 : 0.0, 1.0));
-}
-
-void gemm_release() { blas::brgemm_release(/*is_vnni=*/true); }
+void gemm_release() { release_amx(); }
 
 const char* bfloat16_products() {
 #if defined(__x86_64__)
-  if (std::string_view(instruction_set()) == "avx512" && __builtin_cpu_supports("avx512bf16")) {
-    // Intel's processors since Sapphire Rapids have tiles for it, which a virtual machine may hide; with vectors they
-    // need twice the time of float32.
-    if (__builtin_cpu_supports("amx-bf16") || __builtin_cpu_is("cooperlake") || !__builtin_cpu_is("intel")) {
-      return "bfloat16";
-    }
-  }
+  // With vectors, Intel's processors since Sapphire Rapids need twice the time of float32 for it. They have tiles,
+  // which a virtual machine may hide.
+  if (use_amx()) return "bfloat16";
+  if (has_bfloat16_instruction() && (__builtin_cpu_is("cooperlake") || !__builtin_cpu_is("intel"))) return "bfloat16";
 #endif
   return has_fixed_point_instruction() ? "int16" : "float32";
 }

@@ -1,5 +1,5 @@
-// Matrix products of small blocks by the library that PyTorch carries (oneDNN's brgemm, else its BLAS), or our own for
-// fixed point; one thread each.
+// Matrix products of small blocks, one thread each. They are our own: PyTorch's have no stable interface, and through
+// the dispatcher a block would cost more than its product takes.
 #pragma once
 
 #include "types.h"

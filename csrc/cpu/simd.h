@@ -1,5 +1,5 @@
 // Vectors of T as wide as the instruction set that this file is compiled for, by the compiler's own vector extension.
-// Included only by tile_kernels.inc, inside one namespace per instruction set; UNICLIP_VECTOR_BYTES is set there.
+// Included only by gemm.inc, inside one namespace per instruction set; UNICLIP_VECTOR_BYTES is set there.
 
 template <class T>
 struct VectorOf {
@@ -29,6 +29,23 @@ template <class V>
 inline V larger(V a, V b) {
   return a > b ? a : b;
 }
+
+// a * b + c, rounded once where there is an instruction for it: ISO C++ keeps compilers from making one of two.
+#if UNICLIP_VECTOR_BYTES == 64
+inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return _mm512_fmadd_ps(a, b, c); }
+inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return _mm512_fmadd_pd(a, b, c); }
+#elif UNICLIP_VECTOR_BYTES == 32
+inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return _mm256_fmadd_ps(a, b, c); }
+inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return _mm256_fmadd_pd(a, b, c); }
+#elif defined(__aarch64__)
+inline Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) { return vfmaq_f32(c, a, b); }
+inline Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) { return vfmaq_f64(c, a, b); }
+#else
+template <class V>
+inline V fma(V a, V b, V c) {
+  return a * b + c;
+}
+#endif
 
 // Lane l of the result is lane Source::of(l) of a and b, one after the other.
 template <class Source, class V, int... lanes>

@@ -1,5 +1,11 @@
-// Compiles tile_kernels.inc for each instruction set and chooses among them.
+// Compiles tile_kernels.inc and gemm.inc for each instruction set and chooses among them.
 #include "tile_kernels.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
 
 #include <algorithm>
 #include <cmath>
@@ -26,24 +32,27 @@
 UNICLIP_BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #define UNICLIP_VECTOR_BYTES 64
 namespace uniclip::avx512 {
+#include "gemm.inc"
 #include "tile_kernels.inc"
-}
+}  // namespace uniclip::avx512
 #undef UNICLIP_VECTOR_BYTES
 UNICLIP_END_TARGET
 
 UNICLIP_BEGIN_TARGET("avx2,fma")
 #define UNICLIP_VECTOR_BYTES 32
 namespace uniclip::avx2 {
+#include "gemm.inc"
 #include "tile_kernels.inc"
-}
+}  // namespace uniclip::avx2
 #undef UNICLIP_VECTOR_BYTES
 UNICLIP_END_TARGET
 #endif
 
 #define UNICLIP_VECTOR_BYTES 16
 namespace uniclip::baseline {
+#include "gemm.inc"
 #include "tile_kernels.inc"
-}
+}  // namespace uniclip::baseline
 #undef UNICLIP_VECTOR_BYTES
 
 namespace uniclip {
@@ -88,8 +97,37 @@ const char* instruction_set() {
   return names[static_cast<int>(level())];
 }
 
+bool has_bfloat16_instruction() {
+#if defined(__x86_64__)
+  return level() == Level::kAvx512 && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 void transpose(const uint32_t* in, int64_t in_stride, int64_t rows, int64_t cols, uint32_t* out, int64_t out_stride) {
   UNICLIP_CHOOSE(transpose(in, in_stride, rows, cols, out, out_stride));
+}
+
+template <class C>
+void multiply(int64_t m, int64_t n, int64_t k, const C* a, int64_t a_stride, const C* b, int64_t b_stride,
+              Accumulator<C>* c, int64_t c_stride, bool add) {
+  UNICLIP_CHOOSE(multiply(m, n, k, a, a_stride, b, b_stride, c, c_stride, add));
+}
+template void multiply(int64_t, int64_t, int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t, bool);
+template void multiply(int64_t, int64_t, int64_t, const double*, int64_t, const double*, int64_t, double*, int64_t,
+                       bool);
+
+template <>
+void multiply(int64_t m, int64_t n, int64_t k, const bfloat16* a, int64_t a_stride, const bfloat16* b, int64_t b_stride,
+              float* c, int64_t c_stride, bool add) {
+#if defined(__x86_64__)
+  static const bool fast = has_bfloat16_instruction();
+  if (fast) {
+    return avx512::multiply<bfloat16, avx512::BFloat16Instruction>(m, n, k, a, a_stride, b, b_stride, c, c_stride, add);
+  }
+#endif
+  UNICLIP_CHOOSE(multiply(m, n, k, a, a_stride, b, b_stride, c, c_stride, add));
 }
 
 template <class C>

@@ -87,7 +87,16 @@ const RowKernels<In, C>& row_kernels();
 // out (cols x rows) = in (rows x cols) transposed, in 32-bit words.
 void transpose(const uint32_t* in, int64_t in_stride, int64_t rows, int64_t cols, uint32_t* out, int64_t out_stride);
 
+// c (m x n) = a (m x k) b (k x n), added to c if `add`; of bfloat16, b lies in pairs of rows: [k / 2][n][2]. n is a
+// multiple of 32, k of 2.
+template <class C>
+void multiply(int64_t m, int64_t n, int64_t k, const C* a, int64_t a_stride, const C* b, int64_t b_stride,
+              Accumulator<C>* c, int64_t c_stride, bool add);
+
 // "avx512", "avx2" or "baseline": as the processor has it and ATEN_CPU_CAPABILITY, PyTorch's own switch, allows.
 const char* instruction_set();
+
+// Has this processor an instruction for products of bfloat16? Without one they are right but slow.
+bool has_bfloat16_instruction();
 
 }  // namespace uniclip

@@ -10,6 +10,9 @@
 
 #include "ops.h"
 
+// PyTorch's header has it for those who define USE_CUDA; a handle from the accelerator's stream came with 2.13.
+extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
+
 #ifndef UNICLIP_LIBRARY
 #define UNICLIP_LIBRARY uniclip_kernels
 #define UNICLIP_DEVICE CUDA
@@ -32,7 +35,7 @@ class Launch {
   explicit Launch(const Tensor& t) {
     if (!t.is_cuda()) return;  // emulated
     guard_.emplace(t.get_device_index());
-    stream_ = accelerator::getCurrentStream(t.get_device_index()).nativeHandle();
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream_));
   }
   void* stream() const { return stream_; }
   // Throws if a launcher failed.

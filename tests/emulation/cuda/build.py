@@ -32,7 +32,8 @@ def library() -> Path:
     register = [f"-I{TORCH / 'include'}", f"-DUNICLIP_LIBRARY={LIBRARY}", "-DUNICLIP_DEVICE=CPU"]
     jobs = [(source, []) for source in (*_sources(KERNELS), EMULATION / "control.cpp")]
     jobs.append((KERNELS / "register.cpp", register))
-    link = [f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10"]
+    # Of libtorch_cuda, and never called: no tensor is on a GPU.
+    link = [f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10", "-Wl,--defsym=aoti_torch_get_current_cuda_stream=0"]
     flags = ["-O2", "-g1", "-fPIC", *_emulated(KERNELS)]
     return _cached("emulated.so", flags, lambda target: _compile_and_link(jobs, flags, target, link))
 
