@@ -27,6 +27,7 @@ class Device(ABC):
     name: str  # in rows and names of files
     tensors: str  # what PyTorch calls it
     has_triton = False
+    fast = False  # enough for the right answer to large problems
 
     @abstractmethod
     def timed(self, step: Step) -> tuple[float, list[Tensor]]:
@@ -82,7 +83,7 @@ class CUDA(Device):
     """An NVIDIA or AMD GPU; ``runtime`` is torch.cuda, or what stands in for it in a dry run."""
 
     name = tensors = "cuda"
-    has_triton = True
+    has_triton = fast = True
 
     def __init__(self, runtime=torch.cuda) -> None:
         self.runtime = runtime

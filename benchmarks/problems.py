@@ -11,6 +11,8 @@ from torch import Tensor
 
 from uniclip_kernels import reference, stack_views
 
+PANEL = 1 << 25  # elements
+
 #: Domains of the views of a sample.
 VIEWS = {"MP-NCE": (0, 0, 1), "InfoNCE": (0, 1)}
 
@@ -93,6 +95,55 @@ def expected(batch: Batch) -> list[Tensor]:
     loss = reference.mp_nce(z, batch.sample_ids, batch.domain_ids, normalize=batch.normalize, **tables)
     leaves = [t for t in (z, tables["temperature"], tables["offset"]) if t.requires_grad]
     return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+
+
+def expected_when_large(batch: Batch) -> list[Tensor]:
+    """The same for some anchors at a time: 6 M² D flops, and memory for a few matrices of PANEL elements.
+
+    In float64 for rows of float32; in float32 for those of 16 bits, of whose tolerance its error is a thousandth.
+    """
+    dtype = torch.float64 if batch.embeddings.dtype == torch.float32 else torch.float32
+
+    def leaf(t: Tensor) -> Tensor:
+        return t.detach().to(dtype).requires_grad_()
+
+    z, temperature, offset = leaf(batch.embeddings), leaf(batch.temperature), leaf(batch.offset)
+    unit = F.normalize(z, dim=1) if batch.normalize else z
+    rows, m = leaf(unit), len(z)
+    lower, upper = (
+        f(batch.domain_ids[:, None], torch.arange(2, device=z.device)) for f in (torch.minimum, torch.maximum)
+    )
+    total, grads = z.new_zeros(()), [torch.zeros_like(t) for t in (rows, temperature, offset)]
+    height = max(1, PANEL // m)
+    for start in range(0, m, height):
+        panel = slice(start, start + height)
+        # Of each row the (2,) entries for its domain with either, spread over the columns by their domain.
+        tau, b = (t[lower[panel], upper[panel]][:, batch.domain_ids] for t in (temperature, offset))
+        s = (rows[panel] @ rows.T - b) / tau
+        same = batch.sample_ids[panel, None] == batch.sample_ids
+        positive = same.clone()
+        positive.diagonal(start)[: len(positive)] = False
+        out = torch.zeros_like(same)
+        if batch.domain_mask is not None:
+            out = ~batch.domain_mask[batch.domain_ids[panel]][:, batch.domain_ids]
+        nu = s.masked_fill(same | out, -torch.inf).logsumexp(1)
+        positive &= ~out
+        row, column = positive.nonzero(as_tuple=True)
+        each = F.softplus(nu[row] - s[row, column], threshold=50) / positive.sum(1)[row]
+        loss = each.sum() / m  # every row has a positive
+        total += loss.detach()
+        for grad, more in zip(grads, torch.autograd.grad(loss, (rows, temperature, offset)), strict=True):
+            grad += more
+    if batch.normalize:
+        (grads[0],) = torch.autograd.grad(unit, z, grads[0])
+    return [
+        total,
+        *(
+            g
+            for g, t in zip(grads, (batch.embeddings, batch.temperature, batch.offset), strict=True)
+            if t.requires_grad
+        ),
+    ]
 
 
 def expected_products(batch: Batch) -> list[Tensor]:
