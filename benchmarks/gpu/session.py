@@ -67,6 +67,8 @@ def do(task: Task, context: Context, report: Report) -> None:
                 report.add(task, result)
                 _show(result)
                 failed = isinstance(result, Failure)
+                if task.backend is not None and isinstance(result, Note):
+                    context.unusable.setdefault(task.backend, result.text)
                 if task.backend is not None and (failed or (isinstance(result, Check) and result.failures)):
                     context.unusable.setdefault(task.backend, "its checks failed on this device")
                 if failed and result.provider is not None and result.provider not in excluded:

@@ -79,7 +79,7 @@ class Task:
     run: Callable[[Context], Iterator[Result]]
     seconds: float  # it is not begun with fewer left
     needs_build: bool = True
-    backend: str | None = None  # whose figures are not to be trusted if this fails
+    backend: str | None = None  # whose figures are not to be trusted if this fails or is left out
 
     def __str__(self) -> str:
         return f"{self.part}: {self.title}"
