@@ -7,7 +7,7 @@ from pathlib import Path
 from ..providers import OURS
 from ..report import digits, table
 from ..rows import Row, write_rows
-from .task import Check, Failure, Note, Task
+from .task import Check, Failure, Note, Result, Task
 
 
 class Report:
@@ -24,7 +24,7 @@ class Report:
         wrong = any(row.refused and row.provider.startswith(OURS) for row in self.rows)
         return wrong or bool(self.failures) or any(check.failures for check in self.checks)
 
-    def add(self, task: Task, result: Row | Check | Note | Failure) -> None:
+    def add(self, task: Task, result: Result | Failure) -> None:
         if isinstance(result, Row):
             self.rows.append(result)
         elif isinstance(result, Check):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from ..rows import Row
 from . import ceilings, checks, device_tests, end_to_end, kernels, product, profiling, sizes
 from .environment import ROOT, build_in_place
 from .report import Report
-from .task import Check, Context, Failure, Note, Task, results
+from .task import Check, Context, Failure, Note, Result, Task, results
 
 _MODULES = (checks, ceilings, end_to_end, product, kernels, device_tests, sizes, profiling)
 PARTS = {module.PART: module.tasks for module in _MODULES}
@@ -66,18 +67,23 @@ def do(task: Task, context: Context, report: Report) -> None:
             for result in results(task, replace(context, unusable=context.unusable | excluded)):
                 report.add(task, result)
                 _show(result)
-                failed = isinstance(result, Failure)
-                if task.backend is not None and isinstance(result, Note):
-                    context.unusable.setdefault(task.backend, result.text)
-                if task.backend is not None and (failed or (isinstance(result, Check) and result.failures)):
-                    context.unusable.setdefault(task.backend, "its checks failed on this device")
-                if failed and result.provider is not None and result.provider not in excluded:
+                if task.backend is not None and (why := _distrust(result)):
+                    context.unusable.setdefault(task.backend, why)
+                if isinstance(result, Failure) and result.provider not in (None, *excluded):
                     excluded[result.provider] = f"failed: {result.text}"
                     again = True
     except TimeoutError:
         _say(context, f"out of time in {task}")
         report.not_reached(task)
     print(f"    {time.time() - begin:.1f} s", flush=True)
+
+
+def _distrust(result: Result | Failure) -> str:
+    """Why the backend that a task checks is not to be measured after such a result; empty if it may be."""
+    if isinstance(result, Note):  # it was left out
+        return result.text
+    wrong = isinstance(result, Failure) or (isinstance(result, Check) and result.failures)
+    return "its checks failed on this device" if wrong else ""
 
 
 def _next(todo: list[Task], build: subprocess.Popen | None, context: Context) -> Task:
@@ -98,12 +104,14 @@ def _next(todo: list[Task], build: subprocess.Popen | None, context: Context) ->
 def _start_build(dry_run: bool) -> subprocess.Popen | None:
     step = build_in_place()
     print(f"\n{step}", flush=True)
-    return None if dry_run else subprocess.Popen(step.command, cwd=ROOT, env=os.environ | step.environment)
+    if dry_run:
+        return None
+    return subprocess.Popen(step.command, cwd=ROOT, env=os.environ | step.environment, start_new_session=True)
 
 
 def _end_build(build: subprocess.Popen, report: Report) -> None:
     if build.poll() is None:
-        build.kill()
+        os.killpg(build.pid, signal.SIGKILL)
     elif build.returncode:
         report.failures.append(f"build: it ended with status {build.returncode}; the log says why")
         report.write()
@@ -115,7 +123,7 @@ def _say(context: Context, what: str) -> None:
     print(f"{clock}{what}", flush=True)
 
 
-def _show(result: Row | Check | Note | Failure) -> None:
+def _show(result: Result | Failure) -> None:
     if isinstance(result, Row):
         figure = result.note if result.p50 is None else f"{result.p50 * 1e3:.4g} ms"
         if result.p50 is not None and result.work:
