@@ -34,7 +34,22 @@ def forward_arguments(dtype: torch.dtype, keep: bool):
     weight = torch.ones(2, 2, dtype=accumulator)
     mask = torch.tensor([[True, True], [True, False]])
     z, ids, domains = rows(dtype=dtype)
-    return z, ids, domains, tau.requires_grad_(), b.requires_grad_(), weight, mask, False, keep, "mean", True, "cpu"
+    return (
+        z,
+        ids,
+        domains,
+        tau.requires_grad_(),
+        b.requires_grad_(),
+        weight,
+        mask,
+        False,
+        keep,
+        None,
+        None,
+        "mean",
+        True,
+        "cpu",
+    )
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -46,7 +61,21 @@ def test_opcheck_of_the_public_operators(dtype, keep):
     tau, b, weight, mask = kept[:4]
     outputs = [t.detach() for t in OPS.mp_nce_fwd(*arguments)]
     grad = torch.ones_like(outputs[0])
-    backward = (grad, z.detach(), tau.detach(), b.detach(), weight, mask, *outputs[1:], True, "mean", True, "cpu")
+    backward = (
+        grad,
+        z.detach(),
+        tau.detach(),
+        b.detach(),
+        weight,
+        mask,
+        *outputs[1:],
+        True,
+        None,
+        None,
+        "mean",
+        True,
+        "cpu",
+    )
     torch.library.opcheck(OPS.mp_nce_bwd, backward)
 
     x, y = z, rows(10, dtype=dtype, seed=1)[0]

@@ -250,21 +250,3 @@ def test_offsets_beyond_32_bits(backend, what):
         s.sum().backward()
         expected.sum().backward()
         torch.testing.assert_close(x.grad[-200:], last.grad, rtol=0.05, atol=1e-4)
-
-
-@on_a_real_gpu
-def test_the_autotune_switch(monkeypatch):
-    from uniclip_kernels.triton import tuning
-    from uniclip_kernels.triton.similarity_lse import similarity_lse_kernel
-
-    device, case = torch.device("cuda", 0), BY_NAME["larger"]
-    tuner = tuning.tuned(similarity_lse_kernel, tuning.architecture(device), torch.bfloat16)
-    tuner.cache.clear()
-    monkeypatch.setenv("UNICLIP_TRITON_AUTOTUNE", "0")
-    assert_matches(evaluate(case, "triton", torch.bfloat16, "cuda"), case, torch.bfloat16)
-    assert not tuner.cache
-    monkeypatch.delenv("UNICLIP_TRITON_AUTOTUNE")
-    assert_matches(evaluate(case, "triton", torch.bfloat16, "cuda"), case, torch.bfloat16)
-    assert len(tuner.cache) == 1
-    step(*inputs(1000, case.embeddings.shape[1]), "triton")
-    assert len(tuner.cache) == 1, "another number of rows is no reason to tune again"

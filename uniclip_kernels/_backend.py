@@ -9,11 +9,12 @@ from __future__ import annotations
 import functools
 import importlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ._layout import Rectangle
+from ._layout import Layout, Rectangle, sort_rows
 from ._problem import Problem
 from ._version import __version__
 
@@ -65,6 +66,17 @@ class Backend(ABC):
     @abstractmethod
     def compute_dtype(self, dtype: torch.dtype, normalize: bool) -> torch.dtype:
         """The dtype of the operands of the matrix products for inputs of ``dtype``; int16 is fixed point, for unit rows."""
+
+    def sort_rows(
+        self,
+        sample_ids: Tensor,
+        domain_ids: Tensor | None,
+        num_domains: int,
+        domain_mask: Tensor | None,
+        sizes: Sequence[int] | None,
+    ) -> Layout:
+        """The layout of the rows; see ``_layout``."""
+        return sort_rows(sample_ids, domain_ids, num_domains, domain_mask, self.block, sizes)
 
     @abstractmethod
     def gather_rows(self, z: Tensor, order: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:

@@ -75,7 +75,7 @@ def check_tables(embeddings: Tensor, **tables: float | Tensor | None) -> None:
         if k is not None and value.shape[0] != k[1]:
             raise ValueError(f"{name} must have the ({k[1]}, {k[1]}) shape of {k[0]}, got {tuple(value.shape)}")
         k = k or (name, value.shape[0])
-        if value.device != embeddings.device:
+        if value.device != embeddings.device and not (name == "domain_mask" and value.device.type == "cpu"):
             raise ValueError(f"{name} must be on the device of the embeddings, {embeddings.device}, got {value.device}")
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ._backend import Backend
-from ._layout import Rectangle, padded_rows, rectangles, sort_rows
+from ._layout import Known, Panel, Rectangle, padded_rows, panels_of_sizes, panels_of_tiles, rectangles, uniform_panels
 from ._problem import Problem
 
 
@@ -30,6 +30,7 @@ def mp_nce_forward(
     offset: Tensor,
     weight: Tensor,
     domain_mask: Tensor | None,
+    known: Known,
     reduction: str,
     normalize: bool,
     keep: bool,
@@ -38,9 +39,9 @@ def mp_nce_forward(
 
     ``keep`` says whether there will be a backward pass.
     """
-    layout = sort_rows(sample_ids, domain_ids, temperature.shape[0], domain_mask, backend.block)
+    layout = backend.sort_rows(sample_ids, domain_ids, temperature.shape[0], domain_mask, known.sizes)
     rows, inv_norm = backend.gather_rows(z, layout.order, normalize)
-    problem = Problem(rows, layout, temperature, offset, weight, domain_mask)
+    problem = Problem(rows, layout, temperature, offset, weight, domain_mask, known)
 
     lse = torch.full_like(inv_norm, -torch.inf)
     # Zeros, since it is an output of the operator: not all of it is written.
@@ -171,10 +172,11 @@ def kept_elements(backend: Backend, slots: int, dtype: torch.dtype, keep: bool) 
 
 def _walk(backend: Backend, problem: Problem, kept: Tensor) -> Iterator[tuple[Rectangle, Tensor | None]]:
     """Every rectangle, with its part of ``kept`` as long as that lasts."""
-    side, block, used = backend.panel_rows(problem.rows), backend.block, 0
-    walk = rectangles(problem.layout.tiles, block, side, problem.domain_mask, backend.known_on_host)
-    for rectangle in walk:
-        i0, i1, j0, j1 = rectangle
+    block, used, allowed = backend.block, 0, problem.known.allowed
+    if backend.known_on_host and problem.domain_mask is not None:
+        allowed = problem.domain_mask.flatten().tolist()
+    for rectangle in rectangles(_panels(backend, problem), len(problem.temperature), allowed):
+        i0, i1, j0, j1, _ = rectangle
         rows, cols = (-(-length // block) * block for length in (i1 - i0, j1 - j0))
         part = kept[used : used + rows * cols]
         if fits := len(part) == rows * cols:
@@ -182,11 +184,21 @@ def _walk(backend: Backend, problem: Problem, kept: Tensor) -> Iterator[tuple[Re
         yield rectangle, part.view(rows, cols) if fits else None
 
 
+def _panels(backend: Backend, problem: Problem) -> list[Panel]:
+    """Where the host knows the domains, panels end with them; without, the kernels skip empty and masked tiles."""
+    side = backend.panel_rows(problem.rows)
+    if backend.known_on_host:
+        return panels_of_tiles(problem.layout.tiles, backend.block, side)
+    if problem.known.sizes is not None:
+        return panels_of_sizes(problem.known.sizes, backend.block, side)
+    return uniform_panels(0, len(problem.rows), backend.block, side)
+
+
 def _multiply(
     backend: Backend, grad_rows: Tensor, packed: Tensor, rectangle: Rectangle, h: Tensor, h_transposed: Tensor
 ) -> None:
     """The second product: both sides of an unordered rectangle from the one H."""
-    i0, i1, j0, j1 = rectangle
+    i0, i1, j0, j1, _ = rectangle
     backend.accumulate(grad_rows[i0:i1], h, packed[j0:j1])
     if not rectangle.diagonal:
         backend.accumulate(grad_rows[j0:j1], h_transposed, packed[i0:i1])

@@ -1,21 +1,30 @@
 """Rows sorted by (domain, sample), each domain starting on a tile boundary, and the walk over unordered pairs of panels.
 
 After this every tile has one domain pair, the positives of a row lie in at most K contiguous runs, and only tiles whose id
-ranges meet can hold positives. All of it is computed on the device of the rows; sizes depend on M and K alone, never on
-values, so nothing waits for the device.
+ranges meet can hold positives. All of it is computed on the device of the rows; shapes depend on what the host knows without
+waiting for the device: M, K, and how many rows each domain has where the caller could tell (``Known``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
+class Known(NamedTuple):
+    """What the host knows of the domains; None where only the device does."""
+
+    sizes: Sequence[int] | None  # K: rows of each domain, padding among them
+    allowed: Sequence[bool] | None  # K * K: the domain mask, row by row
+
+
 class Layout(NamedTuple):
-    """R = ``padded_rows(M, K, block)`` slots in tiles of ``block`` rows; an input row with a negative id has no slot."""
+    """R = ``padded_rows(M, K, block, sizes)`` slots in tiles of ``block`` rows; an input row with a negative id has no slot."""
 
     order: Tensor  # (R,) int64: input row of each slot, -1 for an empty slot
     slot: Tensor  # (M,) int64: slot of each input row, -1 for padding rows
@@ -25,6 +34,18 @@ class Layout(NamedTuple):
     count: Tensor  # (R,) int32: |P_i|, the number of positives
 
 
+def empty_layout(m: int, num_domains: int, slots: int, block: int, like: Tensor) -> Layout:
+    """Room for a layout on the device of ``like``."""
+    return Layout(
+        order=like.new_empty(slots, dtype=torch.int64),
+        slot=like.new_empty(m, dtype=torch.int64),
+        ids=like.new_empty(slots, dtype=torch.int32),
+        tiles=like.new_empty(slots // block, 4, dtype=torch.int32),
+        runs=like.new_empty(slots, num_domains, 2, dtype=torch.int32),
+        count=like.new_empty(slots, dtype=torch.int32),
+    )
+
+
 class Rectangle(NamedTuple):
     """Slots [i0, i1) against [j0, j1), all i below all j, or equal ranges: then only its unordered pairs are meant."""
 
@@ -32,23 +53,40 @@ class Rectangle(NamedTuple):
     i1: int
     j0: int
     j1: int
+    pair: int | None = (
+        None  # a K + b where all its rows are of domain a, its columns of b, and the mask leaves the pair
+    )
 
     @property
     def diagonal(self) -> bool:
         return self.i0 == self.j0
 
 
-def padded_rows(m: int, num_domains: int, block: int) -> int:
-    """Slots enough for any split of m rows over the domains."""
-    return (m // block + num_domains) * block
+def padded_rows(m: int, num_domains: int, block: int, sizes: Sequence[int] | None = None) -> int:
+    """Slots enough for that many rows in each domain, or for any split of m rows over the domains."""
+    if sizes is None:
+        return (m // block + num_domains) * block
+    return sum((size + block - 1) // block for size in sizes) * block
+
+
+@functools.lru_cache(maxsize=64)
+def known_starts(sizes: tuple[int, ...], block: int, device: torch.device) -> Tensor:
+    """(K + 1,) int64: first slot of each domain, and the number of slots. Made once: it is copied from the host."""
+    tiles = torch.tensor([0, *((size + block - 1) // block for size in sizes)])
+    return (tiles.cumsum(0) * block).to(device, non_blocking=True)
 
 
 def sort_rows(
-    sample_ids: Tensor, domain_ids: Tensor | None, num_domains: int, domain_mask: Tensor | None, block: int
+    sample_ids: Tensor,
+    domain_ids: Tensor | None,
+    num_domains: int,
+    domain_mask: Tensor | None,
+    block: int,
+    sizes: Sequence[int] | None = None,
 ) -> Layout:
-    """The layout of (M,) ids; ``domain_ids`` None puts every row into domain 0."""
+    """The layout of (M,) ids; ``domain_ids`` None puts every row into domain 0, ``sizes`` are those of ``Known``."""
     m, device = sample_ids.shape[0], sample_ids.device
-    rows = padded_rows(m, num_domains, block)
+    rows = padded_rows(m, num_domains, block, sizes)
     every_domain = torch.arange(num_domains, device=device)
 
     # Dense sample numbers, then one key domain * M + number, behind all of which the padding rows sort.
@@ -62,7 +100,10 @@ def sort_rows(
     # Where each domain starts among the sorted rows and, rounded up to tiles, among the slots.
     bounds = torch.searchsorted(key, torch.arange(num_domains + 1, device=device) * m)
     filled = bounds.diff()
-    start = torch.cat([bounds.new_zeros(1), ((filled + block - 1) // block * block).cumsum(0)])
+    if sizes is None:
+        start = torch.cat([bounds.new_zeros(1), ((filled + block - 1) // block * block).cumsum(0)])
+    else:
+        start = known_starts(tuple(sizes), block, device)
     domain = torch.div(key, max(m, 1), rounding_mode="floor")
     present = domain < num_domains
     domain = domain.clamp(max=num_domains - 1)
@@ -99,35 +140,50 @@ def sort_rows(
     return Layout(order, slot, ids, tiles, runs, count)
 
 
-def rectangles(
-    tiles: Tensor, block: int, panel: int, domain_mask: Tensor | None, known_on_host: bool
-) -> Iterator[Rectangle]:
-    """Every unordered pair of slots once, in rectangles of at most ``panel`` x ``panel`` slots.
+class Panel(NamedTuple):
+    """Slots [start, end), all of one domain if that is known."""
 
-    ``known_on_host`` reads the tiles, so that panels end with their domain and masked domain pairs are left out whole. Without
-    it (a GPU) panels are uniform, and the kernels skip empty and masked tiles.
-    """
-    panels = (
-        _panels_of_domains(tiles, block, panel)
-        if known_on_host
-        else [(lo, min(lo + panel, len(tiles) * block), None) for lo in range(0, len(tiles) * block, panel)]
-    )
-    allowed = domain_mask.tolist() if known_on_host and domain_mask is not None else None
+    start: int
+    end: int
+    domain: int | None
+
+
+def rectangles(panels: list[Panel], num_domains: int, allowed: Sequence[bool] | None) -> Iterator[Rectangle]:
+    """Every unordered pair of slots once, without the pairs of domains that are known to be masked."""
     for q, (j0, j1, b) in enumerate(panels):
         for i0, i1, a in panels[: q + 1]:
-            if allowed is None or allowed[a][b]:
-                yield Rectangle(i0, i1, j0, j1)
+            pair = None if a is None else a * num_domains + b
+            if pair is None or allowed is None or allowed[pair]:
+                yield Rectangle(i0, i1, j0, j1, pair)
 
 
-def _panels_of_domains(tiles: Tensor, block: int, panel: int) -> list[tuple[int, int, int]]:
-    """(first slot, end of the filled slots, domain) of panels that each lie in one domain."""
-    panels: list[tuple[int, int, int]] = []
+def uniform_panels(start: int, end: int, block: int, side: int, domain: int | None = None) -> list[Panel]:
+    """Panels of about equal size, of at most ``side`` slots, in whole tiles."""
+    tiles = (end - start) // block
+    count = -(-tiles * block // side)
+    edges = [start + tiles * p // count * block for p in range(count)] + [end] if count else []
+    return [Panel(*edge, domain) for edge in itertools.pairwise(edges)]
+
+
+def panels_of_sizes(sizes: Sequence[int], block: int, side: int) -> list[Panel]:
+    """Panels that end with their domain, from the rows of each domain."""
+    panels, start = [], 0
+    for domain, size in enumerate(sizes):
+        end = start + (size + block - 1) // block * block
+        panels += uniform_panels(start, end, block, side, domain)
+        start = end
+    return panels
+
+
+def panels_of_tiles(tiles: Tensor, block: int, side: int) -> list[Panel]:
+    """Panels that end with their domain and its last filled slot, from the tiles, which are read on the host."""
+    panels: list[Panel] = []
     for t, (domain, filled, _, _) in enumerate(tiles.tolist()):
-        lo, hi = t * block, t * block + filled
+        start, end = t * block, t * block + filled
         if domain < 0:
             continue
-        if panels and panels[-1][2] == domain and hi - panels[-1][0] <= panel:
-            panels[-1] = (panels[-1][0], hi, domain)
+        if panels and panels[-1].domain == domain and end - panels[-1].start <= side:
+            panels[-1] = Panel(panels[-1].start, end, domain)
         else:
-            panels.append((lo, hi, domain))
+            panels.append(Panel(start, end, domain))
     return panels

@@ -11,7 +11,7 @@ from torch import Tensor
 from . import _engine
 from ._backend import find
 from ._checks import check_values
-from ._layout import Layout, padded_rows
+from ._layout import Known, Layout, empty_layout, padded_rows
 from ._problem import Problem
 
 _NAMESPACE = "uniclip_kernels"
@@ -23,14 +23,15 @@ _SAVED = "Tensor rows, Tensor inv_norm, Tensor lse, Tensor coefficient, Tensor k
     f"Tensor {n}" for n in Layout._fields
 )
 _TABLES = "Tensor temperature, Tensor offset, Tensor weight, Tensor? domain_mask"
+_KNOWN = "SymInt[]? domain_sizes, bool[]? allowed_pairs"  # a ``Known``
 _LIBRARY.define(
     f"mp_nce_fwd(Tensor embeddings, Tensor sample_ids, Tensor? domain_ids, {_TABLES}, bool ignore_domains, bool keep,"
-    f" str reduction, bool normalize, str backend) -> (Tensor loss, {_SAVED})",
+    f" {_KNOWN}, str reduction, bool normalize, str backend) -> (Tensor loss, {_SAVED})",
     tags=_TAGS,
 )
 _LIBRARY.define(
-    f"mp_nce_bwd(Tensor grad, Tensor embeddings, {_TABLES}, {_SAVED}, bool need_embeddings, str reduction, bool normalize,"
-    " str backend) -> (Tensor grad_embeddings, Tensor grad_temperature, Tensor grad_offset)",
+    f"mp_nce_bwd(Tensor grad, Tensor embeddings, {_TABLES}, {_SAVED}, bool need_embeddings, {_KNOWN}, str reduction,"
+    " bool normalize, str backend) -> (Tensor grad_embeddings, Tensor grad_temperature, Tensor grad_offset)",
     tags=_TAGS,
 )
 _LIBRARY.define(
@@ -77,9 +78,8 @@ def _autograd(name: str, setup_context, backward) -> None:
 
 
 @_implement("mp_nce_fwd")
-def _mp_nce_fwd(
-    z, sample_ids, domain_ids, temperature, offset, weight, mask, ignore_domains, keep, reduction, normalize, backend
-):
+def _mp_nce_fwd(z, sample_ids, domain_ids, temperature, offset, weight, mask, ignore_domains, keep, *known_and_options):
+    *known, reduction, normalize, backend = known_and_options
     given = {} if domain_ids is None else {"domain_ids": domain_ids}
     check_values(temperature, offset, given, None if ignore_domains else temperature.shape[0], weight, mask)
     loss, problem, *statistics = _engine.mp_nce_forward(
@@ -91,6 +91,7 @@ def _mp_nce_fwd(
         offset,
         weight,
         mask,
+        Known(*known),
         reduction,
         normalize,
         keep,
@@ -100,26 +101,20 @@ def _mp_nce_fwd(
 
 @_fake("mp_nce_fwd")
 def _mp_nce_fwd_fake(
-    z, sample_ids, domain_ids, temperature, offset, weight, mask, ignore_domains, keep, reduction, normalize, backend
+    z, sample_ids, domain_ids, temperature, offset, weight, mask, ignore_domains, keep, *known_and_options
 ):
+    sizes, _, reduction, normalize, backend = known_and_options
     chosen = find(backend)
     m, d = z.shape
     k = temperature.shape[0]
-    r = padded_rows(m, k, chosen.block)
+    r = padded_rows(m, k, chosen.block, sizes)
     accumulator = _engine.accumulator_dtype(z.dtype)
     return (
         z.new_empty((m,) if reduction == "none" else (), dtype=accumulator),
         z.new_empty(r, chosen.padded_columns(d), dtype=chosen.compute_dtype(z.dtype, normalize)),
         *(z.new_empty(r, dtype=accumulator) for _ in ("inv_norm", "lse", "coefficient")),
         z.new_empty(_engine.kept_elements(chosen, r, accumulator, keep), dtype=accumulator),
-        *Layout(
-            order=z.new_empty(r, dtype=torch.int64),
-            slot=z.new_empty(m, dtype=torch.int64),
-            ids=z.new_empty(r, dtype=torch.int32),
-            tiles=z.new_empty(r // chosen.block, 4, dtype=torch.int32),
-            runs=z.new_empty(r, k, 2, dtype=torch.int32),
-            count=z.new_empty(r, dtype=torch.int32),
-        ),
+        *empty_layout(m, k, r, chosen.block, z),
     )
 
 
@@ -127,8 +122,8 @@ def _mp_nce_fwd_fake(
 def _mp_nce_bwd(
     grad, z, temperature, offset, weight, mask, rows, inv_norm, lse, coefficient, kept, *layout_and_options
 ):
-    *layout, need_embeddings, reduction, normalize, backend = layout_and_options
-    problem = Problem(rows, Layout(*layout), temperature, offset, weight, mask)
+    *layout, need_embeddings, sizes, allowed, reduction, normalize, backend = layout_and_options
+    problem = Problem(rows, Layout(*layout), temperature, offset, weight, mask, Known(sizes, allowed))
     grad_z, grad_temperature, grad_offset = _engine.mp_nce_backward(
         find(backend), grad, z, problem, inv_norm, lse, coefficient, kept, reduction, normalize, need_embeddings
     )
@@ -137,7 +132,7 @@ def _mp_nce_bwd(
 
 @_fake("mp_nce_bwd")
 def _mp_nce_bwd_fake(grad, z, temperature, offset, *saved_and_options):
-    need_embeddings = saved_and_options[-4]
+    need_embeddings = saved_and_options[-6]
     return z.new_empty(z.shape if need_embeddings else (0,)), torch.empty_like(temperature), torch.empty_like(offset)
 
 
@@ -150,12 +145,12 @@ def _mp_nce_setup_context(ctx, inputs, output):
 
 def _mp_nce_backward(ctx, grad, *_):
     if grad is None:
-        return (None,) * 12
+        return (None,) * 14
     need_embeddings = ctx.needs_input_grad[0]
     grad_z, grad_temperature, grad_offset = torch.ops.uniclip_kernels.mp_nce_bwd(
         grad, *ctx.saved_tensors, need_embeddings, *ctx.options
     )
-    return grad_z if need_embeddings else None, None, None, grad_temperature, grad_offset, *(None,) * 7
+    return grad_z if need_embeddings else None, None, None, grad_temperature, grad_offset, *(None,) * 9
 
 
 # ----------------------------------------------------------------------------------------------------- domain_similarity

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ._layout import Layout
+from ._layout import Known, Layout
 
 
 class Problem(NamedTuple):
@@ -16,3 +16,4 @@ class Problem(NamedTuple):
     offset: Tensor  # (K, K), likewise
     weight: Tensor  # (K, K), anchor domain x positive domain
     domain_mask: Tensor | None  # (K, K) bool, symmetric
+    known: Known

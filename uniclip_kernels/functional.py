@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import reference
+from . import _known, reference
 from ._backend import REFERENCE, choose
 from ._checks import check_embeddings, check_ids, check_reduction, check_reverse_mode, check_tables, check_values
 from ._engine import accumulator_dtype
@@ -76,8 +76,10 @@ def mp_nce(
         return reference.mp_nce(embeddings, sample_ids, ids, normalize=normalize, **options)
     check_reverse_mode("mp_nce", embeddings, tau, b)
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (embeddings, tau, b))
+    known = _sizes(embeddings, domain_ids, k, ignore_domains), _allowed(domain_mask)
+    tables = tau, b, w, None if domain_mask is None else domain_mask.to(embeddings.device, non_blocking=True)
     return torch.ops.uniclip_kernels.mp_nce_fwd(
-        embeddings, sample_ids, domain_ids, tau, b, w, domain_mask, ignore_domains, keep, reduction, normalize, chosen
+        embeddings, sample_ids, domain_ids, *tables, ignore_domains, keep, *known, reduction, normalize, chosen
     )[0]
 
 
@@ -137,6 +139,24 @@ def domain_similarity(
     )[0]
 
 
+def _sizes(embeddings: Tensor, domain_ids: Tensor | None, num_domains: int, ignore_domains: bool) -> list[int] | None:
+    """Rows of each domain where the host can tell."""
+    m = embeddings.shape[0]
+    if domain_ids is None or ignore_domains:
+        return [m] + [0] * (num_domains - 1)
+    sizes = _known.kept(domain_ids)
+    if sizes is None or len(sizes) > num_domains or sum(sizes) != m:
+        return None
+    return [*sizes, *[0] * (num_domains - len(sizes))]
+
+
+def _allowed(domain_mask: Tensor | None) -> list[bool] | None:
+    """The mask row by row where the host can tell."""
+    if domain_mask is None or torch.compiler.is_compiling():
+        return None
+    return domain_mask.flatten().tolist() if domain_mask.device.type == "cpu" else _known.kept(domain_mask)
+
+
 def stack_views(views: Sequence[Tensor], domains: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     """Stack views of the same N samples into the rows that :func:`mp_nce` takes.
 
@@ -165,4 +185,5 @@ def stack_views(views: Sequence[Tensor], domains: Sequence[int]) -> tuple[Tensor
     n, device = views[0].shape[0], views[0].device
     sample_ids = torch.arange(n, device=device).repeat(len(views))
     domain_ids = torch.cat([torch.full((n,), d, dtype=torch.long, device=device) for d in domains])
+    _known.keep(domain_ids, tuple(n * domains.count(d) for d in range(max(domains) + 1)))
     return torch.cat(views), sample_ids, domain_ids

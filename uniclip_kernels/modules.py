@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from . import _known
 from ._backend import check_backend
 from ._checks import check_reduction, check_tables_now
 from .functional import mp_nce
@@ -86,6 +87,9 @@ class MPNCELoss(nn.Module):
 
     def forward(self, embeddings: Tensor, sample_ids: Tensor, domain_ids: Tensor | None = None) -> Tensor:
         """The loss of (M, D) ``embeddings``; see :func:`uniclip_kernels.mp_nce`."""
+        mask = self.domain_mask
+        if mask is not None and mask.is_cuda and _known.kept(mask) is None and not torch.compiler.is_compiling():
+            _known.keep(mask, tuple(mask.flatten().tolist()))  # waits for the device, once
         return mp_nce(
             embeddings,
             sample_ids,

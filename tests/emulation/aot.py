@@ -97,9 +97,9 @@ class _Recorder(Launcher):
         if 0 not in grid:
             self.launches.append(Launch(kernel, args, meta | {"debug": False}))
 
-    def configured(self, kernel: triton.JITFunction, rows: Tensor) -> tuple[triton.JITFunction, dict]:
-        precision = {"PRECISION": tuning.precision(self.arch, rows.dtype)}
-        return kernel, precision | tuning.configurations(kernel, self.arch, rows.dtype)[0]
+    def configuration(self, kernel: triton.JITFunction, rows: Tensor) -> dict:
+        chosen = tuning.configurations(kernel, self.arch, rows.dtype)[0]
+        return chosen | {"PRECISION": tuning.precision(self.arch, rows.dtype)}
 
 
 def launches(arch: str, dtype: torch.dtype, d: int = 512, m: int = 300) -> list[Launch]:

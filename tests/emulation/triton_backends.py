@@ -17,34 +17,33 @@ from torch import Tensor
 from uniclip_kernels.triton import TritonBackend, tuning
 from uniclip_kernels.triton.launch import Launcher
 
-_ARCHITECTURE = "80"
-
 
 class _Elsewhere(Launcher):
-    """Runs ``stand_in(kernel)[grid](...)``, in the configurations for sm_80."""
+    """Runs ``stand_in(kernel)[grid](...)``, in the configurations for a part."""
 
-    def __init__(self, stand_in: Callable):
+    def __init__(self, stand_in: Callable, arch: str):
         self.stand_in = functools.cache(stand_in)
+        self.arch = arch
 
     def __call__(self, kernel: triton.JITFunction, grid: Sequence[int], *args, **meta) -> None:
         if 0 not in grid:
             self.stand_in(kernel)[tuple(grid)](*args, **meta)
 
-    def configured(self, kernel: triton.JITFunction, rows: Tensor) -> tuple[triton.JITFunction, dict]:
-        precision = {"PRECISION": tuning.precision(_ARCHITECTURE, rows.dtype)}
-        return kernel, precision | tuning.configurations(kernel, _ARCHITECTURE, rows.dtype)[0]
+    def configuration(self, kernel: triton.JITFunction, rows: Tensor) -> dict:
+        chosen = tuning.configurations(kernel, self.arch, rows.dtype)[0]
+        return chosen | {"PRECISION": tuning.precision(self.arch, rows.dtype)}
 
 
-def interpreted(**options) -> TritonBackend:
-    """Kernels run by Triton's interpreter."""
+def interpreted(arch: str = "80", **options) -> TritonBackend:
+    """Kernels run by Triton's interpreter, in the configurations for ``arch``."""
     from . import interpreter
 
     interpreter.repair()
-    return TritonBackend("cpu", _Elsewhere(lambda kernel: kernel), **options)
+    return TritonBackend("cpu", _Elsewhere(lambda kernel: kernel, arch), **options)
 
 
 def executed_ptx(check: bool = True, **options) -> TritonBackend:
     """Kernels compiled for sm_80 and their PTX executed; ``check`` looks for data races too."""
     from .ptx.triton import PTXKernel
 
-    return TritonBackend("cpu", _Elsewhere(lambda kernel: PTXKernel(kernel, check)), **options)
+    return TritonBackend("cpu", _Elsewhere(lambda kernel: PTXKernel(kernel, check), "80"), **options)

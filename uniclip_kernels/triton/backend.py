@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 from torch import Tensor
 
 from .._backend import Backend
-from .._layout import Rectangle
+from .._layout import Layout, Rectangle, empty_layout, known_starts, padded_rows
 from .._problem import Problem
 from .launch import Launcher
+from .layout import layout_kernel, number_samples_kernel
 from .positives import positives_backward_kernel, positives_forward_kernel
 from .rows import gather_rows_kernel, scatter_rows_kernel
 from .similarity_grad import similarity_grad_kernel
@@ -19,6 +22,7 @@ from .tiles import programs, sum_pairs_kernel
 
 _MATRIX_BLOCK = 64  # tile of domain_similarity, which reads a table entry for each element
 _ELEMENTS = 4096  # of whole rows in one program of the kernels over rows
+_NUMBERED = 256  # rows in one program of number_samples_kernel
 _MERGE = {"SLOTS": 32, "PARTS": 64}
 
 
@@ -42,6 +46,34 @@ class TritonBackend(Backend):
     def compute_dtype(self, dtype: torch.dtype, normalize: bool) -> torch.dtype:
         return dtype
 
+    def sort_rows(
+        self,
+        sample_ids: Tensor,
+        domain_ids: Tensor | None,
+        num_domains: int,
+        domain_mask: Tensor | None,
+        sizes: Sequence[int] | None,
+    ) -> Layout:
+        m, k, device = len(sample_ids), num_domains, sample_ids.device
+        slots = padded_rows(m, k, self.block, sizes)
+        by_sample, row = torch.sort(sample_ids, stable=True)
+        domain = torch.empty(m, dtype=torch.uint8 if k < 255 else torch.int16, device=device)
+        first, end = torch.empty(2, m, dtype=torch.int32, device=device)
+        valid = torch.empty(triton.cdiv(m, _NUMBERED), dtype=torch.bool, device=device)
+        steps = m.bit_length()  # of a search
+        stride = 0 if domain_ids is None else domain_ids.stride(0)
+        args = by_sample, row, domain_ids, domain, first, end, valid, m, steps, stride, k
+        self.launch(number_samples_kernel, (len(valid),), *args, CHECK=False, BLOCK=_NUMBERED)
+        domain, position = torch.sort(domain, stable=True)
+        starts = None if sizes is None else known_starts(tuple(sizes), self.block, device)
+        mask = None if domain_mask is None else domain_mask.contiguous().view(torch.uint8)
+        layout = empty_layout(m, k, slots, self.block, sample_ids)
+        args = domain, position, row, first, end, starts, mask, *layout, m, steps, k
+        domains = triton.next_power_of_2(k)
+        meta = {"BLOCK": self.block, "DOMAINS": domains, "SOME": min(domains, 8)}
+        self.launch(layout_kernel, (slots // self.block,), *args, **meta)
+        return layout
+
     def gather_rows(self, z: Tensor, order: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
         z, d = _dense_rows(z), z.shape[1]
         rows = z.new_empty(len(order), self.padded_columns(d))
@@ -62,7 +94,7 @@ class TritonBackend(Backend):
         return grad
 
     def similarity_lse(self, problem: Problem, rectangle: Rectangle, lse: Tensor, kept: None) -> None:
-        i0, i1, j0, j1 = rectangle
+        i0, i1, j0, j1, _ = rectangle
         row_tiles, col_tiles = (i1 - i0) // self.block, (j1 - j0) // self.block
         by_row = lse.new_empty(2, col_tiles, i1 - i0)
         by_col = by_row if rectangle.diagonal else lse.new_empty(2, row_tiles, j1 - j0)
@@ -85,7 +117,7 @@ class TritonBackend(Backend):
         sums: Tensor,
         work: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        i0, i1, j0, j1 = rectangle
+        i0, i1, j0, j1, _ = rectangle
         row_tiles, col_tiles = (i1 - i0) // self.block, (j1 - j0) // self.block
         h = work.view(-1)[: (i1 - i0) * (j1 - j0)].view(i1 - i0, j1 - j0)
         parts = lse.new_empty(2, row_tiles, col_tiles)
@@ -97,20 +129,22 @@ class TritonBackend(Backend):
 
     def _tile_kernel(self, kernel: triton.JITFunction, problem: Problem, rectangle: Rectangle, *args: Tensor) -> None:
         rows, layout = problem.rows, problem.layout
-        mask = problem.domain_mask
+        pair = rectangle.pair if problem.domain_mask is None or problem.known.allowed is not None else None
+        mask = problem.domain_mask if pair is None else None
         tables = (
             problem.temperature.contiguous(),
             problem.offset.contiguous(),
             None if mask is None else mask.contiguous().view(torch.uint8),
         )
-        row_tiles, col_tiles = ((end - start) // self.block for start, end in (rectangle[:2], rectangle[2:]))
+        row_tiles, col_tiles = ((end - start) // self.block for start, end in (rectangle[:2], rectangle[2:4]))
         self.launch.tile_kernel(
             kernel,
             (programs(row_tiles, col_tiles, rectangle.diagonal),),
-            rows,
+            [rows],
             layout.ids,
             layout.tiles,
             *tables,
+            pair,
             *args,
             rectangle.i0 // self.block,
             rectangle.j0 // self.block,
@@ -166,7 +200,7 @@ class TritonBackend(Backend):
         tables = x_domains, y_domains, temperature.contiguous(), offset.contiguous()
         meta = {"K": len(temperature), "D": x.shape[1], "BLOCK": self.block}
         grid = programs(triton.cdiv(mx, self.block), triton.cdiv(my, self.block), diagonal=False)
-        self.launch.tile_kernel(similarity_matrix_kernel, (grid,), x, y, *tables, s, mx, my, **meta)
+        self.launch.tile_kernel(similarity_matrix_kernel, (grid,), [x, y], *tables, s, mx, my, **meta)
         return s
 
     def similarity_matrix_grad(

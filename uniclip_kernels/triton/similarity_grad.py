@@ -5,14 +5,17 @@ import triton.language as tl
 
 from .tiles import LN2, LOG2E, NOTHING, domain_pair, dot_tile, halves, holds_only_negatives, negatives, tile_of_program
 
+# One exponential serves both terms of H where the log-sum-exps of a tile lie within this many powers of two.
+SPREAD = tl.constexpr(60.0)
+
 
 @triton.jit
 def _finite(lse):
-    """0 for the -inf of a row without negatives, where any number will do."""
+    """0 for the -inf of a row without negatives, whose coefficient is 0: any number will do."""
     return tl.where(lse == -float("inf"), 0.0, lse)
 
 
-@triton.jit(do_not_specialize=["first_row_tile", "first_col_tile", "row_tiles", "col_tiles", "K"])
+@triton.jit(do_not_specialize=["first_row_tile", "first_col_tile", "row_tiles", "col_tiles", "pair", "K"])
 def similarity_grad_kernel(
     rows,
     ids,
@@ -20,6 +23,7 @@ def similarity_grad_kernel(
     temperature,
     offset,
     domain_mask,
+    pair,
     lse,
     coefficient,
     h,
@@ -34,6 +38,7 @@ def similarity_grad_kernel(
     BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
 ):
     """h = H / τ of the rectangle, zero where no negative is; on the diagonal both triangles of it.
 
@@ -45,13 +50,14 @@ def similarity_grad_kernel(
     row_tile = first_row_tile + it
     col_tile = first_col_tile + jt
     lane = tl.arange(0, BLOCK)
-    stride = col_tiles.to(tl.int64) * BLOCK
-    here = h + it * (stride * BLOCK) + jt * BLOCK
-    mirrored = h + jt * (stride * BLOCK) + it * BLOCK
+    half = tl.arange(0, BLOCK // 2)
+    stride = col_tiles * BLOCK
+    here = h + it.to(tl.int64) * BLOCK * stride + jt * BLOCK
+    mirrored = h + jt.to(tl.int64) * BLOCK * stride + it * BLOCK
     part = parts + it.to(tl.int64) * col_tiles + jt
     second_part = part + row_tiles.to(tl.int64) * col_tiles
 
-    a, b, live = domain_pair(tiles, row_tile, col_tile, domain_mask, K)
+    pair, live = domain_pair(tiles, row_tile, col_tile, domain_mask, pair, K)
     if not live:
         nothing = tl.zeros((BLOCK, BLOCK), h.dtype.element_ty)
         inner = lane[:, None] * stride + lane[None, :]
@@ -62,31 +68,46 @@ def similarity_grad_kernel(
         tl.store(second_part, 0.0)
         return
 
-    i = row_tile.to(tl.int64) * BLOCK
-    j = col_tile.to(tl.int64) * BLOCK
-    dots = dot_tile(rows + i * D, rows + j * D, D, BLOCK, BLOCK_D, PRECISION)
-    tau = tl.load(temperature + a * K + b)
-    scale = LOG2E / tau
-    shift = tl.load(offset + a * K + b) * scale
-    row = i + lane
+    i = row_tile * BLOCK
+    j = col_tile * BLOCK
+    # What the tile needs is loaded while the first rows are on their way.
+    tau = tl.load(temperature + pair)
+    inv_tau = 1.0 / tau
+    scale = LOG2E * inv_tau
+    shift = tl.load(offset + pair) * scale
     only_negatives = holds_only_negatives(tiles, row_tile, col_tile, BLOCK)
-    left, right = halves(dots, BLOCK)
-    half = tl.arange(0, BLOCK // 2)
-    sum_h = 0.0
+    row_lse = tl.load(lse + i + lane) * LOG2E
+    col_lse = tl.load(lse + j + lane) * LOG2E
+    top = tl.maximum(tl.max(row_lse, 0), tl.max(col_lse, 0))
+    bottom = tl.minimum(tl.min(row_lse, 0), tl.min(col_lse, 0))
+    row_coefficient = tl.load(coefficient + i + lane) * inv_tau
+    left, right = halves(dot_tile(rows, rows, i, j, D, BLOCK, BLOCK_D, PRECISION, DESCRIPTORS), BLOCK)
+    sum_h = 0.0  # of H / τ
     sum_hx = 0.0
-    for side in tl.static_range(2):
-        col = j + side * (BLOCK // 2) + half
-        x = (right if side else left) * scale - shift
-        if not only_negatives:
-            x = tl.where(negatives(tl.load(ids + row), tl.load(ids + col)), x, NOTHING)
-        row_lse = _finite(tl.load(lse + row)) * LOG2E
-        col_lse = _finite(tl.load(lse + col)) * LOG2E
-        grad = tl.exp2(x - row_lse[:, None]) * tl.load(coefficient + row)[:, None]
-        grad += tl.exp2(x - col_lse[None, :]) * tl.load(coefficient + col)[None, :]
-        sum_h += tl.sum(grad)
-        sum_hx += tl.sum(grad * x)
-        out = (grad * (1.0 / tau)).to(h.dtype.element_ty)
-        tl.store(here + (lane[:, None] * stride + (side * (BLOCK // 2) + half)[None, :]), out)
+    if only_negatives & (top - bottom < SPREAD):
+        # 2^(x - lse_i) c_i + 2^(x - lse_j) c_j = 2^(x - top) (w_i + w_j) with w = 2^(top - lse) c
+        row_weight = tl.exp2(top - row_lse) * row_coefficient
+        for side in tl.static_range(2):
+            col = side * (BLOCK // 2) + half
+            x = (right if side else left) * scale - (shift + top)
+            col_weight = tl.exp2(top - tl.load(lse + j + col) * LOG2E) * (tl.load(coefficient + j + col) * inv_tau)
+            grad = tl.exp2(x) * (row_weight[:, None] + col_weight[None, :])
+            tl.store(here + (lane[:, None] * stride + col[None, :]), grad.to(h.dtype.element_ty))
+            sum_h += tl.sum(grad)
+            sum_hx += tl.sum(grad * x)
+        sum_hx += sum_h * top
+    else:
+        row_lse = _finite(row_lse)
+        for side in tl.static_range(2):
+            col = side * (BLOCK // 2) + half
+            x = (right if side else left) * scale - shift
+            x = tl.where(negatives(tl.load(ids + i + lane), tl.load(ids + j + col)), x, NOTHING)
+            col_coefficient = tl.load(coefficient + j + col) * inv_tau
+            grad = tl.exp2(x - row_lse[:, None]) * row_coefficient[:, None]
+            grad += tl.exp2(x - _finite(tl.load(lse + j + col) * LOG2E)[None, :]) * col_coefficient[None, :]
+            tl.store(here + (lane[:, None] * stride + col[None, :]), grad.to(h.dtype.element_ty))
+            sum_h += tl.sum(grad)
+            sum_hx += tl.sum(grad * x)
     if DIAGONAL and it != jt:  # from memory: to turn it in registers takes a second set of them
         tl.debug_barrier()
         for side in tl.static_range(2):
@@ -96,5 +117,5 @@ def similarity_grad_kernel(
     once = 1.0
     if DIAGONAL:
         once = tl.where(it == jt, 0.5, 1.0)  # a tile on the diagonal holds every pair twice
-    tl.store(part, sum_h * once)
-    tl.store(second_part, sum_hx * (once * LN2))
+    tl.store(part, sum_h * (once * tau))
+    tl.store(second_part, sum_hx * (once * tau * LN2))

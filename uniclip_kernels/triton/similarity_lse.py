@@ -1,12 +1,18 @@
 """Forward: tiles of similarities reduced, on chip, to the log-sum-exp over negatives of their rows and columns.
 
-Logarithms are dear: Σ 2^x stays a pair of its largest x, the top, and Σ 2^(x - top) until all parts of it are joined.
+A part of a sum is a pair of an exponent, the top, and Σ 2^(x - top): the logarithm is taken once, when all parts are joined.
 """
 
 import triton
 import triton.language as tl
 
 from .tiles import LN2, LOG2E, domain_pair, dot_tile, halves, holds_only_negatives, negatives, tile_of_program
+
+# One exponential serves a row and a column where both can be taken relative to a top that the tile has in common. Unit rows
+# have |x| <= scale beside the offset, and 2^(x - top) with top = scale - RANGE stays below 2^RANGE. A sum that comes out
+# outside these bounds may have lost terms, or overflowed, and is taken again relative to its own largest term.
+RANGE = tl.constexpr(100.0)
+SMALLEST, LARGEST = tl.constexpr(1e-18), tl.constexpr(1e36)
 
 
 @triton.jit
@@ -30,7 +36,7 @@ def _store(at, sums, top, total):
     tl.store(at + sums, total)
 
 
-@triton.jit(do_not_specialize=["first_row_tile", "first_col_tile", "row_tiles", "col_tiles", "K"])
+@triton.jit(do_not_specialize=["first_row_tile", "first_col_tile", "row_tiles", "col_tiles", "pair", "K"])
 def similarity_lse_kernel(
     rows,
     ids,
@@ -38,6 +44,7 @@ def similarity_lse_kernel(
     temperature,
     offset,
     domain_mask,
+    pair,
     by_row,
     by_col,
     first_row_tile,
@@ -50,6 +57,7 @@ def similarity_lse_kernel(
     BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
 ):
     """by_row[:, jt, slots of it] and by_col[:, it, slots of jt] = Σ 2^(s log2 e) over the negatives in tile (it, jt).
 
@@ -62,11 +70,12 @@ def similarity_lse_kernel(
     row_tile = first_row_tile + it
     col_tile = first_col_tile + jt
     lane = tl.arange(0, BLOCK)
+    half = tl.arange(0, BLOCK // 2)
     row_out = by_row + (jt.to(tl.int64) * row_tiles + it) * BLOCK
     col_out = by_col + (it.to(tl.int64) * col_tiles + jt) * BLOCK
     sums = row_tiles.to(tl.int64) * col_tiles * BLOCK  # from a top to its sum
 
-    a, b, live = domain_pair(tiles, row_tile, col_tile, domain_mask, K)
+    pair, live = domain_pair(tiles, row_tile, col_tile, domain_mask, pair, K)
     if not live:
         top = tl.full((BLOCK,), -float("inf"), tl.float32)
         total = tl.zeros((BLOCK,), tl.float32)
@@ -74,27 +83,43 @@ def similarity_lse_kernel(
         _store(col_out + lane, sums, top, total)
         return
 
-    i = row_tile.to(tl.int64) * BLOCK
-    j = col_tile.to(tl.int64) * BLOCK
-    dots = dot_tile(rows + i * D, rows + j * D, D, BLOCK, BLOCK_D, PRECISION)
-    scale = LOG2E / tl.load(temperature + a * K + b)
-    shift = tl.load(offset + a * K + b) * scale
+    i = row_tile * BLOCK
+    j = col_tile * BLOCK
+    # What the tile needs is loaded while the first rows are on their way.
+    scale = LOG2E / tl.load(temperature + pair)
+    shift = tl.load(offset + pair) * scale
     only_negatives = holds_only_negatives(tiles, row_tile, col_tile, BLOCK)
-    left, right = halves(dots, BLOCK)
-    half = tl.arange(0, BLOCK // 2)
-    row_top = tl.full((BLOCK,), -float("inf"), tl.float32)
-    row_total = tl.zeros((BLOCK,), tl.float32)
-    for side in tl.static_range(2):
-        x = (right if side else left) * scale - shift
-        if not only_negatives:
-            col = j + side * (BLOCK // 2) + half
-            x = tl.where(negatives(tl.load(ids + i + lane), tl.load(ids + col)), x, -float("inf"))
-        row_top, row_total = _add(row_top, row_total, x, 1.0, 1)
-        if not (DIAGONAL and it == jt):
-            col_top = tl.max(x, 0)
-            col_total = tl.sum(tl.exp2(x - _pivot(col_top)[None, :]), 0)
-            _store(col_out + side * (BLOCK // 2) + half, sums, col_top, col_total)
-    _store(row_out + lane, sums, row_top, row_total)
+    left, right = halves(dot_tile(rows, rows, i, j, D, BLOCK, BLOCK_D, PRECISION, DESCRIPTORS), BLOCK)
+    has_columns = not (DIAGONAL and it == jt)
+
+    done = False
+    if only_negatives:
+        pivot = tl.maximum(scale - RANGE, 0.0)
+        row_total = tl.zeros((BLOCK,), tl.float32)
+        smallest = LARGEST
+        for side in tl.static_range(2):
+            e = tl.exp2((right if side else left) * scale - pivot)
+            row_total += tl.sum(e, 1)
+            col_total = tl.sum(e, 0)
+            smallest = tl.minimum(smallest, tl.min(col_total, 0))
+            if has_columns:
+                _store(col_out + side * (BLOCK // 2) + half, sums, half * 0.0 + (pivot - shift), col_total)
+        _store(row_out + lane, sums, lane * 0.0 + (pivot - shift), row_total)
+        done = (tl.minimum(smallest, tl.min(row_total, 0)) > SMALLEST) & (tl.max(row_total, 0) < LARGEST)
+    if not done:
+        row_ids = tl.load(ids + i + lane)
+        row_top = tl.full((BLOCK,), -float("inf"), tl.float32)
+        row_total = tl.zeros((BLOCK,), tl.float32)
+        for side in tl.static_range(2):
+            col = side * (BLOCK // 2) + half
+            x = (right if side else left) * scale - shift
+            x = tl.where(negatives(row_ids, tl.load(ids + j + col)), x, -float("inf"))
+            row_top, row_total = _add(row_top, row_total, x, 1.0, 1)
+            if has_columns:
+                col_top = tl.max(x, 0)
+                col_total = tl.sum(tl.exp2(x - _pivot(col_top)[None, :]), 0)
+                _store(col_out + col, sums, col_top, col_total)
+        _store(row_out + lane, sums, row_top, row_total)
 
 
 @triton.jit(do_not_specialize=["slots", "count"])

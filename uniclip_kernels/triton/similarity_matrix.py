@@ -22,16 +22,16 @@ def similarity_matrix_kernel(
     BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
 ):
     """s (x_rows, y_rows) = (x · y - offset) / temperature, by the domains of row and column."""
     it, jt = tile_of_program(tl.cdiv(x_rows, BLOCK), tl.cdiv(y_rows, BLOCK), False)
-    i = it.to(tl.int64) * BLOCK
-    j = jt.to(tl.int64) * BLOCK
-    dots = dot_tile(x + i * D, y + j * D, D, BLOCK, BLOCK_D, PRECISION)
-    row = i + tl.arange(0, BLOCK)
+    i = it * BLOCK
+    j = jt * BLOCK
+    left, right = halves(dot_tile(x, y, i, j, D, BLOCK, BLOCK_D, PRECISION, DESCRIPTORS), BLOCK)
+    row = i.to(tl.int64) + tl.arange(0, BLOCK)
     in_x = row < x_rows
     a = tl.load(x_domains + row, mask=in_x, other=0)
-    left, right = halves(dots, BLOCK)
     for side in tl.static_range(2):
         col = j + side * (BLOCK // 2) + tl.arange(0, BLOCK // 2)
         in_y = col < y_rows

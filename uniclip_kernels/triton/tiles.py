@@ -37,14 +37,19 @@ def tile_of_program(row_tiles, col_tiles, DIAGONAL: tl.constexpr):
 
 
 @triton.jit
-def domain_pair(tiles, row_tile, col_tile, domain_mask, K):
-    """The domains of the two tiles, and whether there is anything to compare."""
+def domain_pair(tiles, row_tile, col_tile, domain_mask, pair, K):
+    """The place of the domains of the two tiles in a table, and whether there is anything to compare.
+
+    The host may know the ``pair``, and that the mask leaves it: then nothing has to be read before the products begin.
+    """
+    if pair is not None:
+        return pair, True
     a = tl.load(tiles + row_tile * 4)
     b = tl.load(tiles + col_tile * 4)
     live = (a >= 0) & (b >= 0)
     if domain_mask is not None:
         live = live & (tl.load(domain_mask + a * K + b, mask=live, other=0) != 0)
-    return a, b, live
+    return a * K + b, live
 
 
 @triton.jit
@@ -66,17 +71,34 @@ def negatives(row_ids, col_ids):
 
 
 @triton.jit
-def dot_tile(x, y, D: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr):
-    """(BLOCK, BLOCK) dot products of the rows of D columns from x on with those from y on."""
-    row = tl.arange(0, BLOCK) * D
-    k = tl.arange(0, BLOCK_D)
-    x_tile = x + (row[:, None] + k[None, :])
-    y_tile = y + (row[None, :] + k[:, None])
+def dot_tile(
+    x,
+    y,
+    i,
+    j,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+):
+    """(BLOCK, BLOCK) dot products of the rows of x from i on with those of y from j on, of D columns each.
+
+    With DESCRIPTORS x and y are descriptors of blocks (BLOCK, BLOCK_D), which the copy engine of sm_90 and newer loads.
+    """
     dots = tl.zeros((BLOCK, BLOCK), tl.float32)
-    for _ in range(0, D, BLOCK_D):
-        dots = tl.dot(tl.load(x_tile), tl.load(y_tile), dots, input_precision=PRECISION)
-        x_tile += BLOCK_D
-        y_tile += BLOCK_D
+    if DESCRIPTORS:
+        for k in range(0, D, BLOCK_D):
+            dots = tl.dot(x.load([i, k]), y.load([j, k]).T, dots, input_precision=PRECISION)
+    else:
+        row = tl.arange(0, BLOCK) * D
+        k = tl.arange(0, BLOCK_D)
+        x_tile = x + i.to(tl.int64) * D + (row[:, None] + k[None, :])
+        y_tile = y + j.to(tl.int64) * D + (row[None, :] + k[:, None])
+        for _ in range(0, D, BLOCK_D):
+            dots = tl.dot(tl.load(x_tile), tl.load(y_tile), dots, input_precision=PRECISION)
+            x_tile += BLOCK_D
+            y_tile += BLOCK_D
     return dots
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 
 import torch
 import triton
@@ -21,7 +20,7 @@ def architecture(device: torch.device) -> str:
 
 
 def configurations(kernel: triton.JITFunction, arch: str, dtype: torch.dtype) -> list[dict[str, int]]:
-    """Configurations of the kernels over tiles, the one to take without measurements first.
+    """Configurations of the kernels over tiles: the one that is used, then others that `make gpu` measures beside it.
 
     With 16-bit rows four warps do: they have 128 sums a thread, and the rest fits beside these in the 255 registers that
     let two programs share a multiprocessor, where one multiplies while the other takes exponentials. float32 needs more,
@@ -30,13 +29,14 @@ def configurations(kernel: triton.JITFunction, arch: str, dtype: torch.dtype) ->
     if dtype == torch.float32:
         return [_configuration(16, 4, 8), _configuration(16, 3, 8)]
     num_warps = 8 if kernel is similarity_matrix_kernel else 4
-    deep, shallow = _configuration(64, 3, num_warps), _configuration(64, 2, num_warps)
+    descriptors = arch in ("90", "100", "103")  # the copy engine; on sm_80 there is none, on sm_120 it was not weighed
+    deep, shallow = (_configuration(64, stages, num_warps, descriptors) for stages in (3, 2))
     small_memory = arch.startswith(("12", "gfx"))  # two programs have to share 100 KB or less
-    return [shallow, deep] if small_memory else [deep, shallow]
+    return [shallow, deep] if small_memory else [deep, shallow, _configuration(32, 4, num_warps, descriptors)]
 
 
-def _configuration(block_d: int, num_stages: int, num_warps: int) -> dict[str, int]:
-    return {"BLOCK_D": block_d, "num_warps": num_warps, "num_stages": num_stages}
+def _configuration(block_d: int, num_stages: int, num_warps: int, descriptors: bool = False) -> dict[str, int]:
+    return {"BLOCK_D": block_d, "DESCRIPTORS": descriptors, "num_warps": num_warps, "num_stages": num_stages}
 
 
 def precision(arch: str, dtype: torch.dtype) -> str:
@@ -46,15 +46,3 @@ def precision(arch: str, dtype: torch.dtype) -> str:
     if torch.backends.cuda.matmul.fp32_precision == "tf32":
         return "tf32"
     return "ieee" if arch.startswith("gfx") else "tf32x3"
-
-
-def autotune_enabled() -> bool:
-    """UNICLIP_TRITON_AUTOTUNE=0 takes the first configuration without measuring any."""
-    return os.environ.get("UNICLIP_TRITON_AUTOTUNE") != "0"
-
-
-@functools.cache
-def tuned(kernel: triton.JITFunction, arch: str, dtype: torch.dtype) -> triton.runtime.Autotuner:
-    """The kernel with a choice of configurations, measured once for each D; the outcome is kept on disk."""
-    configs = [triton.Config({"BLOCK_D": c.pop("BLOCK_D")}, **c) for c in configurations(kernel, arch, dtype)]
-    return triton.autotune(configs, key=["D"], cache_results=True)(kernel)
