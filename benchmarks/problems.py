@@ -31,7 +31,7 @@ class Batch:
     domain_ids: Tensor  # (M,)
     temperature: Tensor  # (2, 2)
     offset: Tensor  # (2, 2)
-    domain_mask: Tensor | None  # (2, 2): InfoNCE compares images with texts alone
+    domain_mask: Tensor | None  # (2, 2), on the host: InfoNCE compares images with texts alone
     normalize: bool
 
     @property
@@ -63,19 +63,20 @@ def make_batch(objective: str, n: int, d: int, dtype: torch.dtype, device: str =
     infonce = objective == "InfoNCE"
     if infonce:
         views = [F.normalize(view, dim=1) for view in views]
-    embeddings, sample_ids, domain_ids = stack_views(views, VIEWS[objective])
+    # On the device, as in a trainer: so the host knows how many rows each domain has.
+    embeddings, sample_ids, domain_ids = stack_views([view.to(device, dtype) for view in views], VIEWS[objective])
     if infonce:
         temperature, offset = torch.full((2, 2), 0.07), torch.zeros(2, 2)
     else:
         temperature, offset = torch.tensor([[0.07, 0.06], [0.06, 0.08]]), torch.tensor([[0.1, 0.0], [0.0, 0.05]])
     return Batch(
         objective,
-        embeddings.to(device, dtype).requires_grad_(),
-        sample_ids.to(device),
-        domain_ids.to(device),
+        embeddings.requires_grad_(),
+        sample_ids,
+        domain_ids,
         temperature.to(device).requires_grad_(not infonce),
         offset.to(device).requires_grad_(not infonce),
-        ~torch.eye(2, dtype=torch.bool, device=device) if infonce else None,
+        ~torch.eye(2, dtype=torch.bool) if infonce else None,
         normalize=not infonce,
     )
 
@@ -125,7 +126,7 @@ def expected_when_large(batch: Batch) -> list[Tensor]:
         positive.diagonal(start)[: len(positive)] = False
         out = torch.zeros_like(same)
         if batch.domain_mask is not None:
-            out = ~batch.domain_mask[batch.domain_ids[panel]][:, batch.domain_ids]
+            out = ~batch.domain_mask.to(z.device)[batch.domain_ids[panel]][:, batch.domain_ids]
         nu = s.masked_fill(same | out, -torch.inf).logsumexp(1)
         positive &= ~out
         row, column = positive.nonzero(as_tuple=True)

@@ -30,8 +30,6 @@ def tasks(context: Context) -> list[Task]:
 
 
 def _grid(backend: str, context: Context) -> Iterator[Check | Note]:
-    # Without tuning, which would compile every kernel twice for each D. What tuning chooses is checked where it is timed.
-    os.environ["UNICLIP_TRITON_AUTOTUNE"] = "0"
     names = [case.name for case in CASES[:: 16 if context.dry_run else 1]]
     workers = max(1, min(WORKERS, len(os.sched_getaffinity(0)) - 1))
     fork = multiprocessing.get_context("fork")

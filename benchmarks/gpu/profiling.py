@@ -66,9 +66,6 @@ class _Profile:
 
 
 def main(backend: str) -> None:
-    import os
-
-    os.environ["UNICLIP_TRITON_AUTOTUNE"] = "0"  # whose launches would be looked at in place of the step's
     import torch
 
     from ..problems import make_batch
