@@ -6,8 +6,11 @@ been run.
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -233,13 +236,22 @@ def test_on_a_device_that_is_not_the_current_one(backend):
     assert torch.cuda.current_device() == 0
 
 
+@pytest.fixture
+def much_memory():
+    """36 GiB of the device for one test at a time, as others may run beside it in processes of their own."""
+    with Path(tempfile.gettempdir(), "uniclip_gpu_memory.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if torch.cuda.mem_get_info()[0] < 36 << 30:
+            pytest.skip("needs 36 GiB")
+        yield
+        torch.cuda.empty_cache()
+
+
 @on_a_real_gpu
 @pytest.mark.parametrize("what", ["input", "output"])
-def test_offsets_beyond_32_bits(backend, what):
+def test_offsets_beyond_32_bits(backend, what, much_memory):
     x, y = ((1 << 19) + 300, 2) if what == "input" else (1 << 16, (1 << 15) + 300)  # rows
     d = 4096 if what == "input" else 64
-    if torch.cuda.mem_get_info()[0] < 36 << 30:
-        pytest.skip("needs 36 GiB")
     x, y = (torch.randn(m, d, device="cuda", dtype=torch.bfloat16) for m in (x, y))
     x.requires_grad_(what == "input")
     s = domain_similarity(x, y, temperature=1.0, backend=backend)
