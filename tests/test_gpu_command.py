@@ -221,6 +221,29 @@ def test_what_was_not_reached_is_listed(context, monkeypatch, tmp_path):
     assert text.endswith("that there was\n\n* checks: slow\n* checks: never\n")
 
 
+def test_what_needs_no_build_is_done_meanwhile(context, monkeypatch, tmp_path):
+    """And a failed build is told, though what it was for is tried."""
+    order = tmp_path / "order"
+
+    def writes(name):
+        def function(context):
+            with order.open("a") as file:
+                file.write(f"{name} {(tmp_path / 'built').exists()}\n")
+            yield Note(name)
+
+        return function
+
+    code = f"import time; time.sleep(2); open({str(tmp_path / 'built')!r}, 'w'); raise SystemExit(3)"
+    step = environment.Step("build", [sys.executable, "-c", code])
+    monkeypatch.setattr(session, "build_in_place", lambda: step)
+    tasks = [Task("checks", name, writes(name), 0, needs) for name, needs in (("waits", True), ("does not", False))]
+    monkeypatch.setitem(session.PARTS, "checks", lambda context: tasks)
+    monkeypatch.setattr(session, "CUDA", lambda: context.device)
+    assert session.main(["--parts", "checks", "--build", "--out", str(tmp_path)]) == 1
+    assert order.read_text() == "does not False\nwaits True\n"
+    assert "build: it ended with status 3" in (tmp_path / "gpu.md").read_text()
+
+
 def test_a_failing_check_stops_the_figures_of_its_backend_alone(context):
     def wrong(context):
         yield Check("grid", "float32", 1, 0, ("a case: off",))
