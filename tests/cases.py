@@ -117,6 +117,13 @@ def unaligned(z: Tensor) -> Tensor:
     return wide[1:, 1:-1]
 
 
+def half_alike(z: Tensor) -> Tensor:
+    """Every other pair of rows points in nearly one direction: log-sum-exps lie far apart."""
+    z = z.clone()
+    z[torch.arange(len(z), device=z.device) // 2 % 2 == 1, 0] += 20
+    return z
+
+
 def every_fourth_not_finite(z: Tensor) -> Tensor:
     z = z.clone()
     z[::8], z[4::8] = torch.nan, torch.inf
@@ -207,6 +214,16 @@ def _domains() -> Iterator[Case]:
     yield make_case("mask-leaves-no-negative", 20, domain_mask=clip, samples=1)
 
 
+def _full_tiles() -> Iterator[Case]:
+    """Tiles of 128 x 128 that hold negatives alone, for which GPU backends take one exponential an element where they can."""
+    ids = torch.arange(520)
+    yield make_case("full-tiles", 520, 64, sample_ids=ids // 2, domains=1)
+    for tau in (0.01, 0.005):
+        yield make_case(f"full-tiles-{tau}", 520, 64, sample_ids=ids // 2, domains=1, temperature=tau)
+    yield make_case("full-tiles-apart", 520, 64, sample_ids=ids // 2, domains=1, temperature=0.008, layout=half_alike)
+    yield make_case("full-tiles-large", 520, 64, sample_ids=ids // 2, domains=1, normalize=False, norms=(5.0, 20.0))
+
+
 def _similarities() -> Iterator[Case]:
     for tau in (0.005, 0.01, 10.0):
         yield make_case(f"temperature-{tau}", 100, 48, temperature=tau, offset=0.0)
@@ -244,6 +261,6 @@ def _reductions() -> Iterator[Case]:
     yield make_case("sum-upstream-tiny", 60, reduction="sum", upstream=1e-20)
 
 
-CASES = [*_sizes(), *_layouts(), *_sets(), *_ids(), *_domains(), *_similarities(), *_reductions()]
+CASES = [*_sizes(), *_layouts(), *_sets(), *_ids(), *_domains(), *_full_tiles(), *_similarities(), *_reductions()]
 BY_NAME = {case.name: case for case in CASES}
 assert len(BY_NAME) == len(CASES), "two cases of one name"

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ._checks import check_values
 from ._layout import Layout, Rectangle, sort_rows
 from ._problem import Problem
 from ._version import __version__
@@ -66,6 +67,19 @@ class Backend(ABC):
     @abstractmethod
     def compute_dtype(self, dtype: torch.dtype, normalize: bool) -> torch.dtype:
         """The dtype of the operands of the matrix products for inputs of ``dtype``; int16 is fixed point, for unit rows."""
+
+    def check_values(
+        self,
+        temperature: Tensor,
+        offset: Tensor,
+        weight: Tensor,
+        domain_mask: Tensor | None,
+        domain_ids: Tensor | None,
+        num_domains: int | None,
+    ) -> None:
+        """Of ``mp_nce``; see ``_checks``."""
+        given = {} if domain_ids is None else {"domain_ids": domain_ids}
+        check_values(temperature, offset, given, num_domains, weight, domain_mask)
 
     def sort_rows(
         self,

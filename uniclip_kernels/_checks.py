@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
-from ._engine import accumulator_dtype
+from ._problem import accumulator_dtype
 
 REDUCTIONS = ("mean", "sum", "none")
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -90,6 +90,18 @@ def check_reverse_mode(function: str, *inputs: Tensor) -> None:
         raise RuntimeError(f"{function} has no forward-mode derivative (jvp): call it with backend='reference' for one")
 
 
+def values_are_checked() -> bool:
+    return os.environ.get("UNICLIP_CHECK_VALUES") != "0"
+
+
+def values_wanted(has_mask: bool, has_domain_ids: bool, num_domains: int | None) -> str:
+    """What an assertion on a device says, which knows only that one of these is not so."""
+    wanted = [*_TABLES_WANTED, *[_MASK_WANTED] * has_mask]
+    if has_domain_ids:
+        wanted.append(_ids_wanted("domain_ids", num_domains))
+    return "uniclip_kernels: " + "; ".join(wanted)
+
+
 def check_values(
     temperature: Tensor,
     offset: Tensor,
@@ -99,13 +111,13 @@ def check_values(
     domain_mask: Tensor | None = None,
 ) -> None:
     """``temperature``, ``offset``, ``weight`` are full (K, K) tables; ``num_domains`` is None where K does not matter."""
-    if os.environ.get("UNICLIP_CHECK_VALUES") == "0":
+    if not values_are_checked():
         return
     conditions = _of_tables(temperature, offset, weight, domain_mask)
     for name, ids in domain_ids.items():
         top = math.inf if num_domains is None else num_domains
         inside = (ids >= 0) & (ids.long() < top)  # K itself may not fit the type of the ids
-        conditions.append((f"{name} must be in [0, {'K' if num_domains is None else top})", ids, inside))
+        conditions.append((_ids_wanted(name, num_domains), ids, inside))
     if temperature.device.type != "cpu":
         fused = torch.stack([good.all() for _, _, good in conditions]).all()
         torch._assert_async(fused, "uniclip_kernels: " + "; ".join(message for message, _, _ in conditions))
@@ -119,21 +131,23 @@ def check_tables_now(temperature: Tensor, offset: Tensor, weight: Tensor, domain
     _raise_first(_of_tables(*tables))
 
 
+_TABLES_WANTED = "temperature must be positive and finite", "offset must be finite", "weight must be finite"
+_MASK_WANTED = "domain_mask must be symmetric"
 _Condition = tuple[str, Tensor, Tensor]  # what must hold, of which tensor, where it does
 
 
 def _of_tables(
     temperature: Tensor, offset: Tensor, weight: Tensor | None, domain_mask: Tensor | None
 ) -> list[_Condition]:
-    conditions = [
-        ("temperature must be positive and finite", temperature, (temperature > 0) & temperature.isfinite()),
-        ("offset must be finite", offset, offset.isfinite()),
-    ]
-    if weight is not None:
-        conditions.append(("weight must be finite", weight, weight.isfinite()))
+    good = (temperature > 0) & temperature.isfinite(), offset.isfinite(), None if weight is None else weight.isfinite()
+    conditions = [c for c in zip(_TABLES_WANTED, (temperature, offset, weight), good, strict=True) if c[1] is not None]
     if domain_mask is not None:
-        conditions.append(("domain_mask must be symmetric", domain_mask, domain_mask == domain_mask.T))
+        conditions.append((_MASK_WANTED, domain_mask, domain_mask == domain_mask.T))
     return conditions
+
+
+def _ids_wanted(name: str, num_domains: int | None) -> str:
+    return f"{name} must be in [0, {'K' if num_domains is None else num_domains})"
 
 
 def _raise_first(conditions: list[_Condition]) -> None:

@@ -17,10 +17,6 @@ from ._layout import Known, Panel, Rectangle, padded_rows, panels_of_sizes, pane
 from ._problem import Problem
 
 
-def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def mp_nce_forward(
     backend: Backend,
     z: Tensor,
@@ -82,8 +78,9 @@ def mp_nce_backward(
     else:
         factor = grad * _reduction_factor(problem, reduction, grad)
         scale = torch.ones_like(lse)
-    gain = _gain(rows, 2 * coefficient * scale, problem.temperature)
-    scale, factor = scale * gain, factor / gain
+    if _is_narrow(rows):
+        gain = _gain(2 * coefficient * scale, problem.temperature)
+        scale, factor = scale * gain, factor / gain
 
     grad_rows = torch.zeros_like(rows, dtype=lse.dtype) if need_embeddings else None
     packed = backend.pack_rows(rows) if need_embeddings else None
@@ -143,8 +140,11 @@ def similarity_backward(
     grad_x = torch.zeros_like(x_rows, dtype=s.dtype)
     grad_y = torch.zeros_like(y_rows, dtype=s.dtype)
     x_packed, y_packed = backend.pack_rows(x_rows), backend.pack_rows(y_rows)
-    gain = _gain(x_rows, grad, temperature)
-    grad = (grad if isinstance(gain, float) else grad * gain).to(s.dtype).contiguous()
+    factor = torch.ones((), dtype=s.dtype, device=s.device)
+    if _is_narrow(x_rows) and grad.numel():
+        gain = _gain(grad, temperature)
+        grad, factor = grad * gain, factor / gain
+    grad = grad.to(s.dtype).contiguous()
     panel = backend.panel_rows(x_rows)
     for i in range(0, len(x), panel):
         for j in range(0, len(y), panel):
@@ -154,7 +154,6 @@ def similarity_backward(
             )
             backend.accumulate(grad_x[part[0]], g, y_packed[part[1]])
             backend.accumulate(grad_y[part[1]], g_transposed, x_packed[part[0]])
-    factor = torch.ones((), dtype=s.dtype, device=s.device) / gain
     in_place = [torch.arange(len(z), device=z.device) for z in (x, y)]
     sums = -sums.to(s.dtype) * factor / temperature[..., None]
     return (
@@ -176,7 +175,7 @@ def _walk(backend: Backend, problem: Problem, kept: Tensor) -> Iterator[tuple[Re
     if backend.known_on_host and problem.domain_mask is not None:
         allowed = problem.domain_mask.flatten().tolist()
     for rectangle in rectangles(_panels(backend, problem), len(problem.temperature), allowed):
-        i0, i1, j0, j1, _ = rectangle
+        i0, i1, j0, j1 = rectangle
         rows, cols = (-(-length // block) * block for length in (i1 - i0, j1 - j0))
         part = kept[used : used + rows * cols]
         if fits := len(part) == rows * cols:
@@ -185,12 +184,12 @@ def _walk(backend: Backend, problem: Problem, kept: Tensor) -> Iterator[tuple[Re
 
 
 def _panels(backend: Backend, problem: Problem) -> list[Panel]:
-    """Where the host knows the domains, panels end with them; without, the kernels skip empty and masked tiles."""
-    side = backend.panel_rows(problem.rows)
+    """Panels end with their domain where masked pairs of domains can be left out for it; kernels skip other masked tiles."""
+    side, known = backend.panel_rows(problem.rows), problem.known
     if backend.known_on_host:
         return panels_of_tiles(problem.layout.tiles, backend.block, side)
-    if problem.known.sizes is not None:
-        return panels_of_sizes(problem.known.sizes, backend.block, side)
+    if known.sizes is not None and known.allowed is not None and not all(known.allowed):
+        return panels_of_sizes(known.sizes, backend.block, side)
     return uniform_panels(0, len(problem.rows), backend.block, side)
 
 
@@ -198,7 +197,7 @@ def _multiply(
     backend: Backend, grad_rows: Tensor, packed: Tensor, rectangle: Rectangle, h: Tensor, h_transposed: Tensor
 ) -> None:
     """The second product: both sides of an unordered rectangle from the one H."""
-    i0, i1, j0, j1, _ = rectangle
+    i0, i1, j0, j1 = rectangle
     backend.accumulate(grad_rows[i0:i1], h, packed[j0:j1])
     if not rectangle.diagonal:
         backend.accumulate(grad_rows[j0:j1], h_transposed, packed[i0:i1])
@@ -210,11 +209,13 @@ def _reduction_factor(problem: Problem, reduction: str, like: Tensor) -> Tensor 
     return 1.0 / (problem.layout.count > 0).sum().clamp(min=1).to(like.dtype)
 
 
-def _gain(rows: Tensor, h: Tensor, temperature: Tensor) -> Tensor | float:
-    """Where H / τ is kept in float16 or fixed point, a power of two that brings the largest to about 2^14: weights may have
-    any size."""
-    if rows.dtype not in (torch.float16, torch.int16) or h.numel() == 0:
-        return 1.0
+def _is_narrow(rows: Tensor) -> bool:
+    """H / τ is kept in the dtype of the rows, and these two have no room for weights of any size."""
+    return rows.dtype in (torch.float16, torch.int16)
+
+
+def _gain(h: Tensor, temperature: Tensor) -> Tensor:
+    """A power of two that brings the largest H / τ to about 2^14."""
     bound = h.abs().amax() / temperature.amin()
     return torch.where(bound > 0, torch.exp2(14 - bound.log2().ceil()), 1.0)
 

@@ -53,9 +53,6 @@ class Rectangle(NamedTuple):
     i1: int
     j0: int
     j1: int
-    pair: int | None = (
-        None  # a K + b where all its rows are of domain a, its columns of b, and the mask leaves the pair
-    )
 
     @property
     def diagonal(self) -> bool:
@@ -152,9 +149,8 @@ def rectangles(panels: list[Panel], num_domains: int, allowed: Sequence[bool] | 
     """Every unordered pair of slots once, without the pairs of domains that are known to be masked."""
     for q, (j0, j1, b) in enumerate(panels):
         for i0, i1, a in panels[: q + 1]:
-            pair = None if a is None else a * num_domains + b
-            if pair is None or allowed is None or allowed[pair]:
-                yield Rectangle(i0, i1, j0, j1, pair)
+            if allowed is None or a is None or allowed[a * num_domains + b]:
+                yield Rectangle(i0, i1, j0, j1)
 
 
 def uniform_panels(start: int, end: int, block: int, side: int, domain: int | None = None) -> list[Panel]:

@@ -12,14 +12,16 @@ from . import _engine
 from ._backend import find
 from ._checks import check_values
 from ._layout import Known, Layout, empty_layout, padded_rows
-from ._problem import Problem
+from ._problem import Problem, accumulator_dtype
+from ._tables import mirrored
 
 _NAMESPACE = "uniclip_kernels"
 _LIBRARY = torch.library.Library(_NAMESPACE, "FRAGMENT")
 _TAGS = (torch.Tag.needs_fixed_stride_order,)
 
 # The saved tensors of mp_nce, in the order in which the forward op returns and the backward op takes them.
-_SAVED = "Tensor rows, Tensor inv_norm, Tensor lse, Tensor coefficient, Tensor kept, " + ", ".join(
+# `tables` (2, K, K) are temperature and offset with the lower triangle mirrored from the upper one.
+_SAVED = "Tensor tables, Tensor rows, Tensor inv_norm, Tensor lse, Tensor coefficient, Tensor kept, " + ", ".join(
     f"Tensor {n}" for n in Layout._fields
 )
 _TABLES = "Tensor temperature, Tensor offset, Tensor weight, Tensor? domain_mask"
@@ -30,8 +32,9 @@ _LIBRARY.define(
     tags=_TAGS,
 )
 _LIBRARY.define(
-    f"mp_nce_bwd(Tensor grad, Tensor embeddings, {_TABLES}, {_SAVED}, bool need_embeddings, {_KNOWN}, str reduction,"
-    " bool normalize, str backend) -> (Tensor grad_embeddings, Tensor grad_temperature, Tensor grad_offset)",
+    f"mp_nce_bwd(Tensor grad, Tensor embeddings, Tensor weight, Tensor? domain_mask, {_SAVED}, bool need_embeddings,"
+    f" {_KNOWN}, str reduction, bool normalize, str backend)"
+    " -> (Tensor grad_embeddings, Tensor grad_temperature, Tensor grad_offset)",
     tags=_TAGS,
 )
 _LIBRARY.define(
@@ -80,15 +83,15 @@ def _autograd(name: str, setup_context, backward) -> None:
 @_implement("mp_nce_fwd")
 def _mp_nce_fwd(z, sample_ids, domain_ids, temperature, offset, weight, mask, ignore_domains, keep, *known_and_options):
     *known, reduction, normalize, backend = known_and_options
-    given = {} if domain_ids is None else {"domain_ids": domain_ids}
-    check_values(temperature, offset, given, None if ignore_domains else temperature.shape[0], weight, mask)
+    chosen, tables = find(backend), mirrored(temperature, offset)
+    num_domains = None if ignore_domains else temperature.shape[0]
+    chosen.check_values(*tables, weight, mask, domain_ids, num_domains)
     loss, problem, *statistics = _engine.mp_nce_forward(
-        find(backend),
+        chosen,
         z,
         sample_ids,
         None if ignore_domains else domain_ids,
-        temperature,
-        offset,
+        *tables,
         weight,
         mask,
         Known(*known),
@@ -96,7 +99,7 @@ def _mp_nce_fwd(z, sample_ids, domain_ids, temperature, offset, weight, mask, ig
         normalize,
         keep,
     )
-    return loss, problem.rows, *statistics, *problem.layout
+    return loss, tables, problem.rows, *statistics, *problem.layout
 
 
 @_fake("mp_nce_fwd")
@@ -108,9 +111,10 @@ def _mp_nce_fwd_fake(
     m, d = z.shape
     k = temperature.shape[0]
     r = padded_rows(m, k, chosen.block, sizes)
-    accumulator = _engine.accumulator_dtype(z.dtype)
+    accumulator = accumulator_dtype(z.dtype)
     return (
         z.new_empty((m,) if reduction == "none" else (), dtype=accumulator),
+        z.new_empty(2, k, k, dtype=accumulator),
         z.new_empty(r, chosen.padded_columns(d), dtype=chosen.compute_dtype(z.dtype, normalize)),
         *(z.new_empty(r, dtype=accumulator) for _ in ("inv_norm", "lse", "coefficient")),
         z.new_empty(_engine.kept_elements(chosen, r, accumulator, keep), dtype=accumulator),
@@ -119,11 +123,9 @@ def _mp_nce_fwd_fake(
 
 
 @_implement("mp_nce_bwd")
-def _mp_nce_bwd(
-    grad, z, temperature, offset, weight, mask, rows, inv_norm, lse, coefficient, kept, *layout_and_options
-):
+def _mp_nce_bwd(grad, z, weight, mask, tables, rows, inv_norm, lse, coefficient, kept, *layout_and_options):
     *layout, need_embeddings, sizes, allowed, reduction, normalize, backend = layout_and_options
-    problem = Problem(rows, Layout(*layout), temperature, offset, weight, mask, Known(sizes, allowed))
+    problem = Problem(rows, Layout(*layout), *tables, weight, mask, Known(sizes, allowed))
     grad_z, grad_temperature, grad_offset = _engine.mp_nce_backward(
         find(backend), grad, z, problem, inv_norm, lse, coefficient, kept, reduction, normalize, need_embeddings
     )
@@ -131,14 +133,14 @@ def _mp_nce_bwd(
 
 
 @_fake("mp_nce_bwd")
-def _mp_nce_bwd_fake(grad, z, temperature, offset, *saved_and_options):
+def _mp_nce_bwd_fake(grad, z, weight, mask, tables, *saved_and_options):
     need_embeddings = saved_and_options[-6]
-    return z.new_empty(z.shape if need_embeddings else (0,)), torch.empty_like(temperature), torch.empty_like(offset)
+    return z.new_empty(z.shape if need_embeddings else (0,)), *(torch.empty_like(t) for t in tables)
 
 
 def _mp_nce_setup_context(ctx, inputs, output):
-    z, _, _, temperature, offset, weight, mask, _, _, *ctx.options = inputs
-    ctx.save_for_backward(z, temperature, offset, weight, mask, *output[1:])
+    z, _, _, _, _, weight, mask, _, _, *ctx.options = inputs
+    ctx.save_for_backward(z, weight, mask, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
@@ -173,7 +175,7 @@ def _domain_similarity_fwd(x, y, x_ids, y_ids, temperature, offset, ignore_domai
 @_fake("domain_similarity_fwd")
 def _domain_similarity_fwd_fake(x, y, x_ids, y_ids, temperature, offset, ignore_domains, normalize, backend):
     chosen = find(backend)
-    accumulator = _engine.accumulator_dtype(x.dtype)
+    accumulator = accumulator_dtype(x.dtype)
     columns, dtype = chosen.padded_columns(x.shape[1]), chosen.compute_dtype(x.dtype, normalize)
     rx, ry = (padded_rows(len(z), 1, chosen.block) for z in (x, y))
     return (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ._layout import Known, Layout
@@ -17,3 +18,8 @@ class Problem(NamedTuple):
     weight: Tensor  # (K, K), anchor domain x positive domain
     domain_mask: Tensor | None  # (K, K) bool, symmetric
     known: Known
+
+
+def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Of the sums and of the loss, for rows of ``dtype``."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -13,6 +13,12 @@ def full_table(value: float | Tensor, num_domains: int, like: Tensor) -> Tensor:
     return value.to(device=like.device, dtype=like.dtype).expand(num_domains, num_domains).contiguous()
 
 
+def mirrored(*tables: Tensor) -> Tensor:
+    """The (K, K) tables stacked, each with the lower triangle mirrored from the upper one."""
+    stacked = torch.stack(tables)
+    return stacked.triu() + stacked.triu(1).mT
+
+
 def symmetric_table(value: float | Tensor, num_domains: int, like: Tensor) -> Tensor:
     """As :func:`full_table`, with the lower triangle mirrored from the upper one, which alone gets the gradient."""
     table = full_table(value, num_domains, like)

@@ -67,7 +67,7 @@ class CPUBackend(Backend):
         return rows.new_empty(2, side, side + self.block)  # H and its transpose
 
     def similarity_lse(self, problem: Problem, rectangle: Rectangle, lse: Tensor, kept: Tensor | None) -> None:
-        _ops.cpu_similarity_lse(*_similarities(problem), *rectangle[:4], lse, _or_empty(kept, lse))
+        _ops.cpu_similarity_lse(*_similarities(problem), *rectangle, lse, _or_empty(kept, lse))
 
     def similarity_grad(
         self,
@@ -81,7 +81,7 @@ class CPUBackend(Backend):
     ) -> tuple[Tensor, Tensor]:
         h, h_transposed = work
         out = sums, h, h if rectangle.diagonal else h_transposed
-        _ops.cpu_similarity_grad(*_similarities(problem), lse, coefficient, *rectangle[:4], _or_empty(kept, lse), *out)
+        _ops.cpu_similarity_grad(*_similarities(problem), lse, coefficient, *rectangle, _or_empty(kept, lse), *out)
         return h, h_transposed
 
     def pack_rows(self, rows: Tensor) -> Tensor:

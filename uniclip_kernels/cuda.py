@@ -77,7 +77,7 @@ class CUDABackend(Backend):
         sums: Tensor,
         work: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        i0, i1, j0, j1, _ = rectangle
+        i0, i1, j0, j1 = rectangle
         tiles = self._tiles(rectangle)
         h = work.view(-1)[: (i1 - i0) * (j1 - j0)].view(i1 - i0, j1 - j0)
         parts = lse.new_empty(2, tiles[2], tiles[3])
@@ -90,7 +90,7 @@ class CUDABackend(Backend):
 
     def _tiles(self, rectangle: Rectangle) -> tuple[int, int, int, int]:
         """First row and first column of tiles, and how many of each."""
-        i0, i1, j0, j1 = (slot // self.block for slot in rectangle[:4])
+        i0, i1, j0, j1 = (slot // self.block for slot in rectangle)
         return i0, j0, i1 - i0, j1 - j0
 
     def accumulate(self, out: Tensor, a: Tensor, b: Tensor) -> None:

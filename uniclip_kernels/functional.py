@@ -10,7 +10,7 @@ from torch import Tensor
 from . import _known, reference
 from ._backend import REFERENCE, choose
 from ._checks import check_embeddings, check_ids, check_reduction, check_reverse_mode, check_tables, check_values
-from ._engine import accumulator_dtype
+from ._problem import accumulator_dtype
 from ._tables import full_table, num_domains_of, symmetric_table
 
 
@@ -66,9 +66,10 @@ def mp_nce(
 
     k, ignore_domains = num_domains_of(temperature, offset, weight, domain_mask)
     like = embeddings.new_empty(0, dtype=accumulator_dtype(embeddings.dtype))
-    tau, b = symmetric_table(temperature, k, like), symmetric_table(offset, k, like)
-    w = full_table(weight, k, like).detach()
+    tau, b, w = (full_table(value, k, like) for value in (temperature, offset, weight))
+    w = w.detach()
     if chosen == REFERENCE:
+        tau, b = symmetric_table(tau, k, like), symmetric_table(b, k, like)
         given = {} if domain_ids is None else {"domain_ids": domain_ids}
         check_values(tau, b, given, None if ignore_domains else k, w, domain_mask)
         options = dict(temperature=tau, offset=b, weight=w, domain_mask=domain_mask, reduction=reduction)

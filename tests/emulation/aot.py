@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -54,6 +55,7 @@ class Launch:
     kernel: triton.JITFunction
     args: tuple
     meta: dict
+    programs: int
 
     @property
     def name(self) -> str:
@@ -86,7 +88,7 @@ def _binder(kernel: triton.JITFunction, arch: str):
     return jit.create_function_from_signature(kernel.signature, kernel.params, _target(arch)[1])
 
 
-class _Recorder(Launcher):
+class Recorder(Launcher):
     """Keeps what would be launched on a part of an architecture, and launches nothing."""
 
     def __init__(self, arch: str):
@@ -95,7 +97,7 @@ class _Recorder(Launcher):
 
     def __call__(self, kernel: triton.JITFunction, grid: Sequence[int], *args, **meta) -> None:
         if 0 not in grid:
-            self.launches.append(Launch(kernel, args, meta | {"debug": False}))
+            self.launches.append(Launch(kernel, args, meta | {"debug": False}, math.prod(grid)))
 
     def configuration(self, kernel: triton.JITFunction, rows: Tensor) -> dict:
         chosen = tuning.configurations(kernel, self.arch, rows.dtype)[0]
@@ -104,7 +106,7 @@ class _Recorder(Launcher):
 
 def launches(arch: str, dtype: torch.dtype, d: int = 512, m: int = 300) -> list[Launch]:
     """Those of both functions, forward and backward, of m rows in tiles that each are a rectangle of their own."""
-    recorder = _Recorder(arch)
+    recorder = Recorder(arch)
     backend = TritonBackend("cpu", recorder, workspace_bytes=TritonBackend.block**2 * dtype.itemsize)
     z = torch.zeros(m, d, dtype=dtype, requires_grad=True)
     domains = torch.arange(m) % 2

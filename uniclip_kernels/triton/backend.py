@@ -9,8 +9,10 @@ import triton
 from torch import Tensor
 
 from .._backend import Backend
+from .._checks import values_are_checked, values_wanted
 from .._layout import Layout, Rectangle, empty_layout, known_starts, padded_rows
 from .._problem import Problem
+from .checks import check_values_kernel
 from .launch import Launcher
 from .layout import layout_kernel, number_samples_kernel
 from .positives import positives_backward_kernel, positives_forward_kernel
@@ -22,6 +24,7 @@ from .tiles import programs, sum_pairs_kernel
 
 _MATRIX_BLOCK = 64  # tile of domain_similarity, which reads a table entry for each element
 _ELEMENTS = 4096  # of whole rows in one program of the kernels over rows
+_CHECKED = 1024  # table entries and domain ids in one program of check_values_kernel
 _NUMBERED = 256  # rows in one program of number_samples_kernel
 _MERGE = {"SLOTS": 32, "PARTS": 64}
 
@@ -46,6 +49,25 @@ class TritonBackend(Backend):
     def compute_dtype(self, dtype: torch.dtype, normalize: bool) -> torch.dtype:
         return dtype
 
+    def check_values(
+        self,
+        temperature: Tensor,
+        offset: Tensor,
+        weight: Tensor,
+        domain_mask: Tensor | None,
+        domain_ids: Tensor | None,
+        num_domains: int | None,
+    ) -> None:
+        if not values_are_checked():
+            return
+        k, device = len(temperature), temperature.device
+        m, stride = (0, 0) if domain_ids is None else (len(domain_ids), domain_ids.stride(0))
+        valid = torch.empty(triton.cdiv(max(m, k * k), _CHECKED), dtype=torch.bool, device=device)
+        args = temperature, offset, weight.contiguous(), _bytes(domain_mask), domain_ids, valid, m, stride, k
+        limit = torch.iinfo(torch.int64).max if num_domains is None else num_domains
+        self.launch(check_values_kernel, (len(valid),), *args, limit, BLOCK=_CHECKED)
+        torch._assert_async(valid.all(), values_wanted(domain_mask is not None, domain_ids is not None, num_domains))
+
     def sort_rows(
         self,
         sample_ids: Tensor,
@@ -59,14 +81,13 @@ class TritonBackend(Backend):
         by_sample, row = torch.sort(sample_ids, stable=True)
         domain = torch.empty(m, dtype=torch.uint8 if k < 255 else torch.int16, device=device)
         first, end = torch.empty(2, m, dtype=torch.int32, device=device)
-        valid = torch.empty(triton.cdiv(m, _NUMBERED), dtype=torch.bool, device=device)
         steps = m.bit_length()  # of a search
         stride = 0 if domain_ids is None else domain_ids.stride(0)
-        args = by_sample, row, domain_ids, domain, first, end, valid, m, steps, stride, k
-        self.launch(number_samples_kernel, (len(valid),), *args, CHECK=False, BLOCK=_NUMBERED)
+        args = by_sample, row, domain_ids, domain, first, end, m, steps, stride, k
+        self.launch(number_samples_kernel, (triton.cdiv(m, _NUMBERED),), *args, BLOCK=_NUMBERED)
         domain, position = torch.sort(domain, stable=True)
         starts = None if sizes is None else known_starts(tuple(sizes), self.block, device)
-        mask = None if domain_mask is None else domain_mask.contiguous().view(torch.uint8)
+        mask = _bytes(domain_mask)
         layout = empty_layout(m, k, slots, self.block, sample_ids)
         args = domain, position, row, first, end, starts, mask, *layout, m, steps, k
         domains = triton.next_power_of_2(k)
@@ -94,7 +115,7 @@ class TritonBackend(Backend):
         return grad
 
     def similarity_lse(self, problem: Problem, rectangle: Rectangle, lse: Tensor, kept: None) -> None:
-        i0, i1, j0, j1, _ = rectangle
+        i0, i1, j0, j1 = rectangle
         row_tiles, col_tiles = (i1 - i0) // self.block, (j1 - j0) // self.block
         by_row = lse.new_empty(2, col_tiles, i1 - i0)
         by_col = by_row if rectangle.diagonal else lse.new_empty(2, row_tiles, j1 - j0)
@@ -117,7 +138,7 @@ class TritonBackend(Backend):
         sums: Tensor,
         work: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        i0, i1, j0, j1, _ = rectangle
+        i0, i1, j0, j1 = rectangle
         row_tiles, col_tiles = (i1 - i0) // self.block, (j1 - j0) // self.block
         h = work.view(-1)[: (i1 - i0) * (j1 - j0)].view(i1 - i0, j1 - j0)
         parts = lse.new_empty(2, row_tiles, col_tiles)
@@ -129,14 +150,8 @@ class TritonBackend(Backend):
 
     def _tile_kernel(self, kernel: triton.JITFunction, problem: Problem, rectangle: Rectangle, *args: Tensor) -> None:
         rows, layout = problem.rows, problem.layout
-        pair = rectangle.pair if problem.domain_mask is None or problem.known.allowed is not None else None
-        mask = problem.domain_mask if pair is None else None
-        tables = (
-            problem.temperature.contiguous(),
-            problem.offset.contiguous(),
-            None if mask is None else mask.contiguous().view(torch.uint8),
-        )
-        row_tiles, col_tiles = ((end - start) // self.block for start, end in (rectangle[:2], rectangle[2:4]))
+        tables = problem.temperature, problem.offset, _bytes(problem.domain_mask)
+        row_tiles, col_tiles = ((end - start) // self.block for start, end in (rectangle[:2], rectangle[2:]))
         self.launch.tile_kernel(
             kernel,
             (programs(row_tiles, col_tiles, rectangle.diagonal),),
@@ -144,7 +159,6 @@ class TritonBackend(Backend):
             layout.ids,
             layout.tiles,
             *tables,
-            pair,
             *args,
             rectangle.i0 // self.block,
             rectangle.j0 // self.block,
@@ -187,7 +201,7 @@ class TritonBackend(Backend):
 
     def _positives(self, problem: Problem, lse: Tensor) -> tuple[tuple[int], tuple[Tensor, ...], dict[str, int]]:
         rows, layout = problem.rows, problem.layout
-        tables = (t.contiguous() for t in (problem.temperature, problem.offset, problem.weight))
+        tables = problem.temperature, problem.offset, problem.weight.contiguous()
         args = rows, layout.tiles, layout.runs, layout.count, *tables, lse
         meta = {"K": len(problem.temperature), "D": rows.shape[1], "BLOCK": self.block} | _row_block(rows)
         return (len(rows) // meta["ROWS"],), args, meta
@@ -222,6 +236,10 @@ class TritonBackend(Backend):
         is_of = (x_domains[:, None] == torch.arange(k, device=sums.device)).to(sums.dtype)
         sums += torch.einsum("ra,crb->abc", is_of, parts.sum(1, dtype=sums.dtype)[:, :mx])
         return g, g.T
+
+
+def _bytes(mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else mask.contiguous().view(torch.uint8)
 
 
 def _dense_rows(z: Tensor) -> Tensor:

@@ -27,18 +27,13 @@ def number_samples_kernel(
     domain,
     first,
     end,
-    valid,
     m,
     steps,
     stride,
     K,
-    CHECK: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Of ids in ascending order and the rows they come from: domain[t], K for padding, and where t's sample begins and ends.
-
-    ``valid``, of one entry a program, says whether the domains are in [0, K).
-    """
+    """Of ids in ascending order and the rows they come from: domain[t], K for padding, and where t's sample begins and ends."""
     t = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = t < m
     sample = tl.load(by_sample + t, mask=there, other=-1)
@@ -48,9 +43,6 @@ def number_samples_kernel(
     a = zero
     if domain_ids is not None:
         given = tl.load(domain_ids + tl.load(row + t, mask=there, other=0) * stride, mask=there, other=0)
-        if CHECK:
-            inside = (given >= 0) & (given.to(tl.int64) < K)
-            tl.store(valid + tl.program_id(0), tl.min(inside.to(tl.int32), 0).to(tl.int8))
         a = tl.minimum(tl.maximum(given.to(tl.int32), 0), K - 1)
     tl.store(domain + t, tl.where(sample < 0, K, a).to(domain.dtype.element_ty), mask=there)
 

@@ -15,7 +15,7 @@ def _finite(lse):
     return tl.where(lse == -float("inf"), 0.0, lse)
 
 
-@triton.jit(do_not_specialize=["first_row_tile", "first_col_tile", "row_tiles", "col_tiles", "pair", "K"])
+@triton.jit(do_not_specialize=["first_row_tile", "first_col_tile", "row_tiles", "col_tiles", "K"])
 def similarity_grad_kernel(
     rows,
     ids,
@@ -23,7 +23,6 @@ def similarity_grad_kernel(
     temperature,
     offset,
     domain_mask,
-    pair,
     lse,
     coefficient,
     h,
@@ -57,7 +56,7 @@ def similarity_grad_kernel(
     part = parts + it.to(tl.int64) * col_tiles + jt
     second_part = part + row_tiles.to(tl.int64) * col_tiles
 
-    pair, live = domain_pair(tiles, row_tile, col_tile, domain_mask, pair, K)
+    pair, live = domain_pair(tiles, row_tile, col_tile, domain_mask, K)
     if not live:
         nothing = tl.zeros((BLOCK, BLOCK), h.dtype.element_ty)
         inner = lane[:, None] * stride + lane[None, :]

@@ -36,7 +36,7 @@ def _store(at, sums, top, total):
     tl.store(at + sums, total)
 
 
-@triton.jit(do_not_specialize=["first_row_tile", "first_col_tile", "row_tiles", "col_tiles", "pair", "K"])
+@triton.jit(do_not_specialize=["first_row_tile", "first_col_tile", "row_tiles", "col_tiles", "K"])
 def similarity_lse_kernel(
     rows,
     ids,
@@ -44,7 +44,6 @@ def similarity_lse_kernel(
     temperature,
     offset,
     domain_mask,
-    pair,
     by_row,
     by_col,
     first_row_tile,
@@ -75,7 +74,7 @@ def similarity_lse_kernel(
     col_out = by_col + (it.to(tl.int64) * col_tiles + jt) * BLOCK
     sums = row_tiles.to(tl.int64) * col_tiles * BLOCK  # from a top to its sum
 
-    pair, live = domain_pair(tiles, row_tile, col_tile, domain_mask, pair, K)
+    pair, live = domain_pair(tiles, row_tile, col_tile, domain_mask, K)
     if not live:
         top = tl.full((BLOCK,), -float("inf"), tl.float32)
         total = tl.zeros((BLOCK,), tl.float32)

@@ -37,13 +37,8 @@ def tile_of_program(row_tiles, col_tiles, DIAGONAL: tl.constexpr):
 
 
 @triton.jit
-def domain_pair(tiles, row_tile, col_tile, domain_mask, pair, K):
-    """The place of the domains of the two tiles in a table, and whether there is anything to compare.
-
-    The host may know the ``pair``, and that the mask leaves it: then nothing has to be read before the products begin.
-    """
-    if pair is not None:
-        return pair, True
+def domain_pair(tiles, row_tile, col_tile, domain_mask, K):
+    """The place of the domains of the two tiles in a table, and whether there is anything to compare."""
     a = tl.load(tiles + row_tile * 4)
     b = tl.load(tiles + col_tile * 4)
     live = (a >= 0) & (b >= 0)

@@ -1,0 +1,102 @@
+"""What the host knows of the domains: the layout and the panels that follow from it, and the work that is launched then."""
+
+import itertools
+
+import pytest
+import torch
+
+from tests.emulation.aot import Recorder
+from tests.emulation.installed import installed
+from uniclip_kernels import MPNCELoss, _known, mp_nce, stack_views
+from uniclip_kernels._layout import panels_of_sizes, rectangles, sort_rows, uniform_panels
+from uniclip_kernels.triton import TritonBackend
+
+CLIP = torch.tensor([[False, True], [True, False]])
+BLOCK = 128
+
+
+@pytest.mark.parametrize("tiles", [0, 1, 2, 89, 90, 91, 98, 768])
+def test_uniform_panels_are_balanced(tiles):
+    panels = uniform_panels(5 * BLOCK, (5 + tiles) * BLOCK, BLOCK, 90 * BLOCK)
+    assert [p.start for p in panels[1:]] == [p.end for p in panels[:-1]]
+    assert [panels[0].start, panels[-1].end] == [5 * BLOCK, (5 + tiles) * BLOCK] if tiles else not panels
+    sides = [(p.end - p.start) // BLOCK for p in panels]
+    assert len(sides) == -(-tiles // 90)
+    assert max(sides, default=0) - min(sides, default=0) <= 1
+
+
+def test_rectangles_leave_out_masked_pairs_and_no_other():
+    sizes, allowed = [300, 0, 1000, 129], torch.rand(4, 4) < 0.6
+    allowed = allowed | allowed.T
+    panels = panels_of_sizes(sizes, BLOCK, 2 * BLOCK)
+    domain = torch.cat([torch.full((-(-n // BLOCK) * BLOCK,), d) for d, n in enumerate(sizes)])
+    covered = torch.zeros(len(domain), len(domain), dtype=torch.int)
+    for i0, i1, j0, j1 in rectangles(panels, 4, allowed.flatten().tolist()):
+        covered[i0:i1, j0:j1] += 1
+        if i0 != j0:
+            covered[j0:j1, i0:i1] += 1
+    assert torch.equal(covered, allowed[domain][:, domain].int())
+
+
+@pytest.mark.parametrize("padding", [0.0, 0.3])
+def test_the_layout_of_known_sizes_is_that_of_unknown_ones(padding):
+    sample_ids, domain_ids = torch.randint(40, (500,)), torch.arange(500) % 3
+    sample_ids[torch.rand(500) < padding] = -1
+    sizes = torch.bincount(domain_ids).tolist()
+    known, unknown = (sort_rows(sample_ids, domain_ids, 3, None, BLOCK, s) for s in (sizes, None))
+    for a, b in itertools.product(range(3), repeat=2):
+        rows = (sample_ids >= 0) & (domain_ids == a)
+        spans = [layout.runs[layout.slot[rows], b].diff() for layout in (known, unknown)]
+        assert torch.equal(*spans)
+    assert torch.equal(known.count[known.slot[sample_ids >= 0]], unknown.count[unknown.slot[sample_ids >= 0]])
+    assert torch.equal(known.slot < 0, sample_ids < 0)
+
+
+def test_what_is_kept_of_a_tensor_is_void_once_it_is_written_to():
+    _, _, domain_ids = stack_views([torch.randn(4, 8)] * 3, [0, 0, 1])
+    assert _known.kept(domain_ids) == (8, 4)
+    domain_ids[0] = 1
+    assert _known.kept(domain_ids) is None
+    assert _known.kept(domain_ids.clone()) is None
+
+
+def programs(recorder: Recorder, kernel: str) -> int:
+    return sum(launch.programs for launch in recorder.launches if launch.kernel.__name__ == kernel)
+
+
+def step(backend: TritonBackend, n: int, d: int, mask, domain_ids=None):
+    views = [torch.randn(n, d).bfloat16() for _ in range(2)]
+    z, sample_ids, known_ids = stack_views(views, [0, 1])
+    with installed("triton", backend):
+        loss = mp_nce(
+            z.requires_grad_(),
+            sample_ids,
+            known_ids if domain_ids is None else domain_ids,
+            temperature=torch.full((2, 2), 0.07),
+            domain_mask=mask,
+            backend="triton",
+        )
+        torch.autograd.grad(loss, z)
+
+
+def test_a_clip_mask_launches_no_masked_tile():
+    """8 B² D flops in products and tiles for B pairs, where the side of a panel is a part of B and where it is not."""
+    for n, side in ((1024, 256), (1000, 384)):
+        recorder = Recorder("90")
+        backend = TritonBackend("cpu", recorder, workspace_bytes=side * side * 2)
+        products = []
+        backend.accumulate = lambda out, a, b, products=products: products.append(a.shape[0] * a.shape[1])
+        step(backend, n, 64, CLIP)
+        tiles = ((n + BLOCK - 1) // BLOCK) ** 2
+        for kernel in ("similarity_lse_kernel", "similarity_grad_kernel"):
+            assert programs(recorder, kernel) == tiles
+        assert sum(products) == 2 * tiles * BLOCK**2
+
+
+def test_the_module_passes_on_what_the_mask_is():
+    criterion = MPNCELoss(domain_mask=CLIP, backend="triton")
+    recorder = Recorder("90")
+    z, sample_ids, domain_ids = stack_views([torch.randn(256, 64)] * 2, [0, 1])
+    with installed("triton", TritonBackend("cpu", recorder)):
+        criterion(z, sample_ids, domain_ids)
+    assert programs(recorder, "similarity_lse_kernel") == 4
