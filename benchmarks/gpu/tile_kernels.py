@@ -39,7 +39,7 @@ class TileKernels:
         tables = ([[0.07, 0.06], [0.06, 0.08]], [[0.1, 0.02], [0.02, 0.05]], [[1.0, 1.0], [1.0, 1.0]])
         tables = [torch.tensor(table, device=device) for table in tables]
         self.problem = Problem(rows, layout, *tables, None, Known([side, side], None))
-        self.rectangle = Rectangle(0, side, side, 2 * side, pair=_PAIR[0] * 2 + _PAIR[1])
+        self.rectangle = Rectangle(0, side, side, 2 * side)
         self.sums = torch.zeros(2, 2, 2, dtype=torch.float64, device=device)
         self.work = rows.new_empty(side, side)
         starts = [(first, start) for first in (0, side) for start in range(first, first + side, _SOME)]
