@@ -20,16 +20,25 @@ def interpreter():
     context = multiprocessing.get_context("spawn")
     environment = mock.patch.dict(os.environ, TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
     with environment, ProcessPoolExecutor(1, context) as pool:
-        yield lambda function, *args: pool.submit(function, *args).result()
+        yield lambda function, *args, **options: pool.submit(function, *args, **options).result()
 
 
-def _evaluate(name: str, dtype: torch.dtype, **options):
+def _evaluate(name: str, dtype: torch.dtype, arch: str = "80"):
     from tests.emulation.installed import installed
     from tests.emulation.triton_backends import interpreted
     from tests.evaluate import evaluate
 
-    with installed("triton", interpreted(**options)):
+    with installed("triton", interpreted(arch)):
         return evaluate(BY_NAME[name], "triton", dtype)
+
+
+@pytest.mark.parametrize(
+    "name", [case.name for case in CASES if case.name.startswith("full-tiles")] + ["larger", "clip"]
+)
+def test_in_the_configuration_for_sm_90(name, interpreter):
+    """With descriptors and one exponential an element."""
+    result = interpreter(_evaluate, name, torch.bfloat16, arch="90")
+    assert_matches(result, BY_NAME[name], torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -38,6 +38,7 @@ def similarity_grad_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
+    ONE_EXPONENTIAL: tl.constexpr,
 ):
     """h = H / τ of the rectangle, zero where no negative is; on the diagonal both triangles of it.
 
@@ -83,7 +84,7 @@ def similarity_grad_kernel(
     left, right = halves(dot_tile(rows, rows, i, j, D, BLOCK, BLOCK_D, PRECISION, DESCRIPTORS), BLOCK)
     sum_h = 0.0  # of H / τ
     sum_hx = 0.0
-    if only_negatives & (top - bottom < SPREAD):
+    if ONE_EXPONENTIAL and (only_negatives & (top - bottom < SPREAD)):
         # 2^(x - lse_i) c_i + 2^(x - lse_j) c_j = 2^(x - top) (w_i + w_j) with w = 2^(top - lse) c
         row_weight = tl.exp2(top - row_lse) * row_coefficient
         for side in tl.static_range(2):
@@ -100,7 +101,8 @@ def similarity_grad_kernel(
         for side in tl.static_range(2):
             col = side * (BLOCK // 2) + half
             x = (right if side else left) * scale - shift
-            x = tl.where(negatives(tl.load(ids + i + lane), tl.load(ids + j + col)), x, NOTHING)
+            if not only_negatives:
+                x = tl.where(negatives(tl.load(ids + i + lane), tl.load(ids + j + col)), x, NOTHING)
             col_coefficient = tl.load(coefficient + j + col) * inv_tau
             grad = tl.exp2(x - row_lse[:, None]) * row_coefficient[:, None]
             grad += tl.exp2(x - _finite(tl.load(lse + j + col) * LOG2E)[None, :]) * col_coefficient[None, :]

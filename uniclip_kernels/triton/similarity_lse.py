@@ -57,6 +57,7 @@ def similarity_lse_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
+    ONE_EXPONENTIAL: tl.constexpr,
 ):
     """by_row[:, jt, slots of it] and by_col[:, it, slots of jt] = Σ 2^(s log2 e) over the negatives in tile (it, jt).
 
@@ -92,7 +93,7 @@ def similarity_lse_kernel(
     has_columns = not (DIAGONAL and it == jt)
 
     done = False
-    if only_negatives:
+    if ONE_EXPONENTIAL and only_negatives:
         pivot = tl.maximum(scale - RANGE, 0.0)
         row_total = tl.zeros((BLOCK,), tl.float32)
         smallest = LARGEST
@@ -112,7 +113,8 @@ def similarity_lse_kernel(
         for side in tl.static_range(2):
             col = side * (BLOCK // 2) + half
             x = (right if side else left) * scale - shift
-            x = tl.where(negatives(row_ids, tl.load(ids + j + col)), x, -float("inf"))
+            if not only_negatives:
+                x = tl.where(negatives(row_ids, tl.load(ids + j + col)), x, -float("inf"))
             row_top, row_total = _add(row_top, row_total, x, 1.0, 1)
             if has_columns:
                 col_top = tl.max(x, 0)
