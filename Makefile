@@ -31,9 +31,10 @@ test: lint
 bench: install
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
-# Looks for a GPU before anything is installed, then builds for it, tests on it, measures on it.
+# Looks for a GPU before anything is installed, then builds for it, checks on it, measures on it; benchmarks/gpu/__main__.py
+# says what ARGS there are. With ARGS=--existing the environment is that of PYTHON as it is.
 gpu:
-	$(PYTHON) benchmarks/gpu.py --python $(BIN)/python $(ARGS)
+	$(PYTHON) -m benchmarks.gpu --python $(BIN)/python $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .

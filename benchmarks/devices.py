@@ -7,6 +7,7 @@ import gc
 import multiprocessing
 import os
 import platform
+import statistics
 import time
 from abc import ABC, abstractmethod
 from concurrent.futures import ProcessPoolExecutor
@@ -16,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .clock import sm_clock_mhz
 from .measure import check_on_few
 from .problems import make_batch
 from .providers import Provider, Step
@@ -24,6 +26,8 @@ from .providers import Provider, Step
 class Device(ABC):
     name: str  # in rows and names of files
     tensors: str  # what PyTorch calls it
+    has_triton = False
+    fast = False  # enough for the right answer to large problems
 
     @abstractmethod
     def timed(self, step: Step) -> tuple[float, list[Tensor]]:
@@ -43,6 +47,10 @@ class Device(ABC):
     @abstractmethod
     def machine(self) -> str:
         """What the figures were measured on."""
+
+    def clock_mhz(self) -> int | None:
+        """The median over the steps timed since it was last asked for; None where no clock is read."""
+        return None
 
 
 class CPU(Device):
@@ -75,26 +83,31 @@ class CUDA(Device):
     """An NVIDIA or AMD GPU; ``runtime`` is torch.cuda, or what stands in for it in a dry run."""
 
     name = tensors = "cuda"
+    has_triton = fast = True
 
     def __init__(self, runtime=torch.cuda) -> None:
         self.runtime = runtime
+        self.clocks: list[int] = []
 
     def timed(self, step: Step) -> tuple[float, list[Tensor]]:
         start, end = (self.runtime.Event(enable_timing=True) for _ in range(2))
         start.record()
         result = step()
         end.record()
+        self._read_clock()  # while the device is at work
         end.synchronize()
         return start.elapsed_time(end) / 1e3, result
 
     def extra_memory(self, provider: Provider, objective: str, n: int, d: int, dtype: torch.dtype) -> int:
         self.runtime.empty_cache()
         check_on_few(provider, objective, n, d, dtype, self.tensors)
-        step = provider.prepare(make_batch(objective, n, d, dtype, self.tensors))
+        batch = make_batch(objective, n, d, dtype, self.tensors)
+        unprepared = self.runtime.memory_allocated()
+        step = provider.prepare(batch)
         step()  # libraries take their workspaces
         self.runtime.synchronize()
         self.runtime.reset_peak_memory_stats()
-        before = self.runtime.memory_allocated()
+        before = unprepared if provider.keeps_memory else self.runtime.memory_allocated()
         step()
         self.runtime.synchronize()
         return self.runtime.max_memory_allocated() - before
@@ -106,6 +119,17 @@ class CUDA(Device):
     def machine(self) -> str:
         properties = self.runtime.get_device_properties(0)
         return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+
+    def clock_mhz(self) -> int | None:
+        median = int(statistics.median(self.clocks)) if self.clocks else None
+        self.clocks.clear()
+        return median
+
+    def _read_clock(self) -> None:
+        uuid = getattr(self.runtime.get_device_properties(0), "uuid", None)
+        reading = None if uuid is None else sm_clock_mhz(str(uuid))
+        if reading is not None:
+            self.clocks.append(reading)
 
 
 def _extra_memory_here(provider: Provider, objective: str, n: int, d: int, dtype: torch.dtype) -> int:

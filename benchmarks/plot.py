@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from .problems import VIEWS
-from .rows import Row, latest_machine, read_rows, series
+from .rows import Row, latest_machine, plot_name, read_rows, series
 
 
 def plot(path: Path) -> list[Path]:
@@ -28,11 +28,6 @@ def plot(path: Path) -> list[Path]:
             figure.savefig(written[-1], dpi=150, metadata={"Date": None} if suffix == "svg" else None)
         plt.close(figure)
     return written
-
-
-def plot_name(path: Path, objective: str) -> str:
-    """Without the suffix."""
-    return f"{path.stem}_{objective.lower().replace('-', '_')}"
 
 
 def _figure(objective: str, rows: list[Row]) -> plt.Figure:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from uniclip_kernels import reference, stack_views
+
+PANEL = 1 << 25  # elements
 
 #: Domains of the views of a sample.
 VIEWS = {"MP-NCE": (0, 0, 1), "InfoNCE": (0, 1)}
@@ -28,7 +31,7 @@ class Batch:
     domain_ids: Tensor  # (M,)
     temperature: Tensor  # (2, 2)
     offset: Tensor  # (2, 2)
-    domain_mask: Tensor | None  # (2, 2): InfoNCE compares images with texts alone
+    domain_mask: Tensor | None  # (2, 2), on the host: InfoNCE compares images with texts alone
     normalize: bool
 
     @property
@@ -45,6 +48,13 @@ class Batch:
         return [t for t in (self.embeddings, self.temperature, self.offset) if t.requires_grad]
 
 
+def needed_flops(objective: str, n: int, d: int) -> int:
+    """Forward and backward: 8 D for each unordered pair of rows that is compared, of which images with texts alone are."""
+    m = n * len(VIEWS[objective])
+    return 8 * n * n * d if objective == "InfoNCE" else 4 * m * m * d
+
+
+@functools.lru_cache(maxsize=2)  # one that is measured, one that is checked; a large one takes seconds to make
 def make_batch(objective: str, n: int, d: int, dtype: torch.dtype, device: str = "cpu") -> Batch:
     """Always the same one. Views of a sample lie near each other (cos about 0.5), as in a model half trained."""
     generator = torch.Generator().manual_seed(n)
@@ -53,19 +63,20 @@ def make_batch(objective: str, n: int, d: int, dtype: torch.dtype, device: str =
     infonce = objective == "InfoNCE"
     if infonce:
         views = [F.normalize(view, dim=1) for view in views]
-    embeddings, sample_ids, domain_ids = stack_views(views, VIEWS[objective])
+    # On the device, as in a trainer: so the host knows how many rows each domain has.
+    embeddings, sample_ids, domain_ids = stack_views([view.to(device, dtype) for view in views], VIEWS[objective])
     if infonce:
         temperature, offset = torch.full((2, 2), 0.07), torch.zeros(2, 2)
     else:
         temperature, offset = torch.tensor([[0.07, 0.06], [0.06, 0.08]]), torch.tensor([[0.1, 0.0], [0.0, 0.05]])
     return Batch(
         objective,
-        embeddings.to(device, dtype).requires_grad_(),
-        sample_ids.to(device),
-        domain_ids.to(device),
+        embeddings.requires_grad_(),
+        sample_ids,
+        domain_ids,
         temperature.to(device).requires_grad_(not infonce),
         offset.to(device).requires_grad_(not infonce),
-        ~torch.eye(2, dtype=torch.bool, device=device) if infonce else None,
+        ~torch.eye(2, dtype=torch.bool) if infonce else None,
         normalize=not infonce,
     )
 
@@ -85,6 +96,55 @@ def expected(batch: Batch) -> list[Tensor]:
     loss = reference.mp_nce(z, batch.sample_ids, batch.domain_ids, normalize=batch.normalize, **tables)
     leaves = [t for t in (z, tables["temperature"], tables["offset"]) if t.requires_grad]
     return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+
+
+def expected_when_large(batch: Batch) -> list[Tensor]:
+    """The same for some anchors at a time: 6 M² D flops, and memory for a few matrices of PANEL elements.
+
+    In float64 for rows of float32; in float32 for those of 16 bits, of whose tolerance its error is a thousandth.
+    """
+    dtype = torch.float64 if batch.embeddings.dtype == torch.float32 else torch.float32
+
+    def leaf(t: Tensor) -> Tensor:
+        return t.detach().to(dtype).requires_grad_()
+
+    z, temperature, offset = leaf(batch.embeddings), leaf(batch.temperature), leaf(batch.offset)
+    unit = F.normalize(z, dim=1) if batch.normalize else z
+    rows, m = leaf(unit), len(z)
+    lower, upper = (
+        f(batch.domain_ids[:, None], torch.arange(2, device=z.device)) for f in (torch.minimum, torch.maximum)
+    )
+    total, grads = z.new_zeros(()), [torch.zeros_like(t) for t in (rows, temperature, offset)]
+    height = max(1, PANEL // m)
+    for start in range(0, m, height):
+        panel = slice(start, start + height)
+        # Of each row the (2,) entries for its domain with either, spread over the columns by their domain.
+        tau, b = (t[lower[panel], upper[panel]][:, batch.domain_ids] for t in (temperature, offset))
+        s = (rows[panel] @ rows.T - b) / tau
+        same = batch.sample_ids[panel, None] == batch.sample_ids
+        positive = same.clone()
+        positive.diagonal(start)[: len(positive)] = False
+        out = torch.zeros_like(same)
+        if batch.domain_mask is not None:
+            out = ~batch.domain_mask.to(z.device)[batch.domain_ids[panel]][:, batch.domain_ids]
+        nu = s.masked_fill(same | out, -torch.inf).logsumexp(1)
+        positive &= ~out
+        row, column = positive.nonzero(as_tuple=True)
+        each = F.softplus(nu[row] - s[row, column], threshold=50) / positive.sum(1)[row]
+        loss = each.sum() / m  # every row has a positive
+        total += loss.detach()
+        for grad, more in zip(grads, torch.autograd.grad(loss, (rows, temperature, offset)), strict=True):
+            grad += more
+    if batch.normalize:
+        (grads[0],) = torch.autograd.grad(unit, z, grads[0])
+    return [
+        total,
+        *(
+            g
+            for g, t in zip(grads, (batch.embeddings, batch.temperature, batch.offset), strict=True)
+            if t.requires_grad
+        ),
+    ]
 
 
 def expected_products(batch: Batch) -> list[Tensor]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +50,32 @@ def _ours(batch: Batch, on_gpu: str) -> Step:
         return loss_and_gradients(loss, batch)
 
     return step
+
+
+def replayed(prepare: Callable[[Batch], Step]) -> Callable[[Batch], Step]:
+    """The step captured in a CUDA graph, whose replay costs the host one launch."""
+
+    def capture(batch: Batch) -> Step:
+        step = prepare(batch)
+        if not batch.embeddings.is_cuda:  # a dry run
+            return step
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            results = step()
+
+        def replay() -> list[Tensor]:
+            graph.replay()
+            return results
+
+        return replay
+
+    return capture
 
 
 def eager(batch: Batch) -> Step:
@@ -144,15 +173,25 @@ def _ready(step: Step) -> Step:
 
 
 def open_clip(batch: Batch) -> Step:
-    from open_clip.loss import ClipLoss
-
-    return _image_and_text(batch, ClipLoss())
+    return _image_and_text(batch, _clip_loss())
 
 
 def open_clip_compiled(batch: Batch) -> Step:
-    from open_clip.loss import ClipLoss
+    return _ready(_image_and_text(batch, _compile(_clip_loss())))
 
-    return _ready(_image_and_text(batch, _compile(ClipLoss())))
+
+def _clip_loss() -> torch.nn.Module:
+    return _clip_loss_class()()
+
+
+@functools.cache  # a class loaded again would be compiled again
+def _clip_loss_class() -> type[torch.nn.Module]:
+    """From its file alone, which needs PyTorch: the package imports models and tokenizers that need much more."""
+    file = Path(importlib.util.find_spec("open_clip").origin).with_name("loss.py")
+    spec = importlib.util.spec_from_file_location("open_clip_loss", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.ClipLoss
 
 
 def _image_and_text(batch: Batch, loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Step:
@@ -171,6 +210,14 @@ def inf_cl(batch: Batch) -> Step:
         return (to_text.mean() + to_image.mean()) / 2
 
     return _image_and_text(batch, loss)
+
+
+def memeff(batch: Batch) -> Step:
+    from memeff import MemoryEfficientCLIPLoss
+
+    # Not `stable`, which scales gradients by sqrt(N / temperature); its temperature is a constant on the host.
+    loss = MemoryEfficientCLIPLoss(batch.temperature[0, 1].item(), normalized_inputs=True, stable=False)
+    return _image_and_text(batch, lambda image, text, scale: loss(image, text))
 
 
 def siglip(batch: Batch) -> Step:
@@ -233,11 +280,17 @@ class Provider:
     mode: str = "forward+backward"
     expected: Callable[[Batch], list[Tensor]] = expected
     needs_small_batch: bool = True  # `expected` makes M x M matrices
-    module: str = "torch"  # that must be there
+    module: str = "torch"  # that must be there; or "module:name"
+    keeps_memory: bool = False  # what a step takes, it holds from the time that it is prepared
 
     @property
     def is_ours(self) -> bool:
         return self.name.startswith(OURS)
+
+    @property
+    def backend(self) -> str | None:
+        """Ours on a GPU."""
+        return ("cuda" if self.name.startswith(OURS_IN_CUDA) else "triton") if self.is_ours else None
 
     def dtypes(self, device: str) -> tuple[torch.dtype, ...]:
         return self.cpu_dtypes if device == "cpu" else self.gpu_dtypes
@@ -247,7 +300,8 @@ OURS, OURS_IN_CUDA, FLOOR = "uniclip-kernels", "uniclip-kernels, cuda backend", 
 EAGER, COMPILED = "eager PyTorch", "torch.compile"
 TUNED, TUNED_COMPILED = "eager, tuned for views", "torch.compile, tuned for views"
 OPEN_CLIP, OPEN_CLIP_COMPILED = "open_clip ClipLoss", "torch.compile of ClipLoss"
-LINEAR_CROSS_ENTROPY, INF_CL, SIGLIP = "linear_cross_entropy", "Inf-CL", "siglip-kernel (sigmoid loss)"
+LINEAR_CROSS_ENTROPY, INF_CL, MEMEFF = "linear_cross_entropy", "Inf-CL", "memeff"
+SIGLIP = "siglip-kernel (sigmoid loss)"
 _GPU_ONLY = {"cpu_dtypes": ()}
 _GPU_BF16 = _GPU_ONLY | {"gpu_dtypes": (torch.bfloat16,)}  # they multiply float32 as TF32
 
@@ -271,8 +325,16 @@ PROVIDERS = (
     ),
     Provider(OPEN_CLIP, open_clip, ("InfoNCE",), 1.5, 2, module="open_clip"),
     Provider(OPEN_CLIP_COMPILED, open_clip_compiled, ("InfoNCE",), 1, 2, **_GPU_ONLY, module="open_clip"),
-    Provider(LINEAR_CROSS_ENTROPY, linear_cross_entropy, ("InfoNCE",), 0, 1.5),
+    Provider(
+        LINEAR_CROSS_ENTROPY,
+        linear_cross_entropy,
+        ("InfoNCE",),
+        0,
+        1.5,
+        module="torch.nn:LinearCrossEntropyOptions",
+    ),
     Provider(INF_CL, inf_cl, ("InfoNCE",), 0, 3, **_GPU_BF16, module="inf_cl"),
+    Provider(MEMEFF, memeff, ("InfoNCE",), 0, 3, **_GPU_BF16, module="memeff"),
     Provider(
         SIGLIP,
         siglip,
@@ -284,4 +346,12 @@ PROVIDERS = (
         expected=expected_siglip,
         module="siglip_kernel",
     ),
+)
+
+
+#: The same steps where the host is the bottleneck.
+REPLAYED = tuple(
+    replace(p, name=f"{p.name}, CUDA graph", prepare=replayed(p.prepare), objectives=("MP-NCE",), keeps_memory=True)
+    for p in PROVIDERS
+    if p.name in (OURS, OURS_IN_CUDA, TUNED_COMPILED)
 )

@@ -6,10 +6,9 @@ import csv
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from .plot import plot_name
 from .problems import VIEWS
 from .ratios import Result, results
-from .rows import Row, latest_machine, read_rows, series
+from .rows import Row, latest_machine, plot_name, read_rows, series
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"  # in the README
 
@@ -53,7 +52,7 @@ def markdown(path: Path, folder: Path = Path()) -> str:
 
 def ratio_table(found: list[Result]) -> str:
     head = ["what", "measured", "at least", "aim", "verdict"]
-    return _table(head, [[r.what, r.measured, r.required, r.aim, r.verdict] for r in found])
+    return table(head, [[r.what, r.measured, r.required, r.aim, r.verdict] for r in found])
 
 
 def size_table(rows: list[Row]) -> str:
@@ -65,7 +64,7 @@ def size_table(rows: list[Row]) -> str:
         cells = [by_cell.get((*column, n)) for column in columns]
         lines.append([str(n), *("—" if cell is None else _cell(cell) for cell in cells)])
         reasons += [f"{c.provider}, {_short(c.dtype)}, at N = {n}: {c.note}" for c in cells if c is not None and c.note]
-    text = _table(["N", *(f"{provider}, {_short(dtype)}" for provider, dtype in columns)], lines)
+    text = table(["N", *(f"{provider}, {_short(dtype)}" for provider, dtype in columns)], lines)
     text += "\nMedian time of a step (20th to 80th percentile) and peak memory beyond the inputs.\n"
     return text + "".join(f"\n* — {reason}" for reason in reasons) + "\n" * bool(reasons)
 
@@ -74,13 +73,13 @@ def _cell(row: Row) -> str:
     if row.p50 is None:
         return "—"
     unit, scale = ("s", 1) if row.p50 >= 1 else ("ms", 1e3)
-    p20, p50, p80 = (_digits(p * scale) for p in (row.p20, row.p50, row.p80))
+    p20, p50, p80 = (digits(p * scale) for p in (row.p20, row.p50, row.p80))
     spread = f" ({p20} to {p80})" if row.repetitions > 1 else ""
     extra = f"{row.extra_bytes / 1e6:.0f}" if row.extra_bytes >= 1e6 else "< 1"
     return f"{p50} {unit}{spread}, {extra} MB"
 
 
-def _digits(x: float) -> str:
+def digits(x: float) -> str:
     """Three significant ones, never with an exponent."""
     return f"{x:.0f}" if x >= 100 else f"{x:.3g}"
 
@@ -89,5 +88,5 @@ def _short(dtype: str) -> str:
     return {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}[dtype]
 
 
-def _table(head: list[str], lines: list[list[str]]) -> str:
+def table(head: list[str], lines: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *lines))

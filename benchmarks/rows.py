@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 from dataclasses import asdict, dataclass, fields
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+
+import uniclip_kernels
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,7 @@ class Row:
     """One provider at one size. What was not measured is None, and ``note`` says why; it is never 0."""
 
     device: str  # "cpu", "cuda" or "dry-run"
-    objective: str  # "MP-NCE" or "InfoNCE"
+    objective: str  # "MP-NCE" or "InfoNCE"; another name where a part of the work is measured
     provider: str
     mode: str  # "forward+backward", or "products" for the floor
     n: int  # samples
@@ -31,6 +33,9 @@ class Row:
     machine: str
     version: str
     run: str  # when the run began: only times of one run are compared
+    part: str = ""  # of `make gpu`
+    work: float | None = None  # flops that the problem needs, or bytes that a copy moves
+    clock_mhz: int | None = None  # of the GPU's multiprocessors, meanwhile
 
     @property
     def refused(self) -> bool:
@@ -42,15 +47,25 @@ class Row:
         return self.device, self.objective, self.provider, self.mode, self.n, self.d, self.dtype, self.machine
 
 
-def versions() -> str:
-    return f"torch {torch.__version__}, uniclip-kernels {version('uniclip-kernels')}"
+def versions(with_triton: bool = False) -> str:
+    """Of what the figures depend on. The package need not be installed; a folder that holds it will do."""
+    try:
+        triton = f"Triton {version('triton')}, " if with_triton else ""
+    except PackageNotFoundError:
+        triton = "no Triton, "
+    return f"torch {torch.__version__}, {triton}uniclip-kernels {uniclip_kernels.__version__}"
 
 
 def read_rows(path: Path) -> list[Row]:
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        return [Row(**{f.name: _parse(f.type, line[f.name]) for f in fields(Row)}) for line in csv.DictReader(file)]
+        return [
+            Row(
+                **{f.name: _parse(f.type, line[f.name]) for f in fields(Row) if f.name in line}
+            )  # older files lack some
+            for line in csv.DictReader(file)
+        ]
 
 
 def write_rows(path: Path, rows: list[Row]) -> None:
@@ -59,6 +74,11 @@ def write_rows(path: Path, rows: list[Row]) -> None:
         writer = csv.DictWriter(file, [f.name for f in fields(Row)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
+
+
+def plot_name(path: Path, objective: str) -> str:
+    """Of the picture of an objective beside a CSV, without the suffix."""
+    return f"{path.stem}_{objective.lower().replace('-', '_')}"
 
 
 def merge(old: list[Row], new: list[Row]) -> list[Row]:

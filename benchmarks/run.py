@@ -8,16 +8,17 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
-from tqdm import tqdm
 
 from .devices import CPU, CUDA
 from .dry_run import DryRun
-from .plot import plot
 from .problems import VIEWS
+from .progress import bar
 from .providers import PROVIDERS, Provider
 from .ratios import GPU_N
 from .report import write_readme, write_report
@@ -31,20 +32,25 @@ SIZES = [256 * 2**i for i in range(8)]  # 256 … 32768
 QUICK = [256, 1024]
 
 
-def main(arguments: list[str] | None = None, providers: tuple[Provider, ...] = PROVIDERS) -> int:
-    """0, or 1 if a provider gave a wrong answer."""
+def main(
+    arguments: list[str] | None = None,
+    providers: tuple[Provider, ...] = PROVIDERS,
+    unusable: Mapping[str, str] = MappingProxyType({}),
+) -> int:
+    """0, or 1 if a provider gave a wrong answer. ``unusable``: backends that are not to be measured, and why."""
     options = parse(arguments)
     device = DEVICES[options.device]()
     run = datetime.now(timezone.utc).isoformat(timespec="seconds")
     path = options.out / f"{device.name}.csv"
     rate = product_rate(device)
     refused = False
-    for n in tqdm(sorted(options.sizes), desc="sizes", unit="size"):
+    for n in bar(sorted(options.sizes), desc="sizes", unit="size"):
         for objective in VIEWS:
-            rows = measure(objective, n, options.dim, device, options.seconds, rate, run, providers)
+            sizes = objective, n, options.dim
+            rows = measure(*sizes, device, options.seconds, rate, run, providers, unusable=unusable)
             refused |= any(row.refused for row in rows)
             write_rows(path, merge(read_rows(path), rows))
-    plot(path)
+    _plot(path)
     print(write_report(path))
     if options.out == RESULTS:
         write_readme(README, RESULTS)
@@ -54,7 +60,16 @@ def main(arguments: list[str] | None = None, providers: tuple[Provider, ...] = P
     return int(refused)
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def _plot(path: Path) -> None:
+    try:
+        from .plot import plot
+    except ImportError as error:
+        print(f"no plots: {error}", file=sys.stderr)
+        return
+    plot(path)
+
+
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     sizes = parser.add_mutually_exclusive_group()
     sizes.add_argument("--sizes", type=int, nargs="+", help=f"samples N (256 … 32768; on a GPU {GPU_N} too)")
@@ -65,15 +80,20 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--device", choices=DEVICES, default="cpu", help="dry-run: pretend to have a GPU, measure nothing"
     )
     parser.add_argument("--out", type=Path, help="folder for the results (benchmarks/results; a temporary one if dry)")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    command = parser()
+    options = command.parse_args(arguments)
     dry = options.device == DryRun.name
     if options.device == CUDA.name and not torch.cuda.is_available():
-        parser.error("argument --device: PyTorch finds no CUDA device here")
+        command.error("argument --device: PyTorch finds no CUDA device here")
     if options.out is None:
         options.out = Path(tempfile.mkdtemp(prefix="dry-run-")) if dry else RESULTS
     options.out = options.out.resolve()
     if dry and options.out.is_relative_to(RESULTS):
-        parser.error("argument --out: a dry run measures nothing, and may not write among the results")
+        command.error("argument --out: a dry run measures nothing, and may not write among the results")
     if options.sizes is None:
         options.sizes = SIZES if options.device == CPU.name else [*SIZES, GPU_N]
     return options

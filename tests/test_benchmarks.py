@@ -10,12 +10,12 @@ import torch
 pytest.importorskip("matplotlib")
 
 from benchmarks import measure as measuring
-from benchmarks import ratios
+from benchmarks import problems, ratios
 from benchmarks.devices import CPU
 from benchmarks.dry_run import DryRun
 from benchmarks.measure import CHECKED_SAMPLES, WrongAnswerError, check_on_few, repeat_interleaved
 from benchmarks.plot import plot
-from benchmarks.problems import expected, make_batch
+from benchmarks.problems import VIEWS, expected, make_batch
 from benchmarks.providers import (
     COMPILED,
     EAGER,
@@ -31,7 +31,7 @@ from benchmarks.providers import (
 from benchmarks.report import write_readme, write_report
 from benchmarks.rows import Row, merge, read_rows, write_rows
 from benchmarks.run import main
-from benchmarks.session import measure
+from benchmarks.session import OurError, measure
 
 CASES = [
     pytest.param(provider, objective, dtype, id=f"{provider.name}-{objective}-{dtype}")
@@ -160,12 +160,25 @@ def test_only_right_answers_are_measured():
         assert (by_name[name].p50, by_name[name].extra_bytes) == (None, None)
 
 
+@pytest.mark.parametrize("objective", VIEWS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_right_answer_to_a_large_problem(objective, dtype, monkeypatch):
+    monkeypatch.setattr(problems, "PANEL", 1000)
+    batch = make_batch(objective, 40, 24, dtype)
+    tolerance = 1e-12 if dtype == torch.float32 else 1e-5
+    for got, right in zip(problems.expected_when_large(batch), expected(batch), strict=True):
+        if right.shape == (2, 2):
+            got, right = (t.triu() + t.tril(-1).T for t in (got, right))
+        torch.testing.assert_close(got.double(), right, rtol=tolerance, atol=tolerance * right.abs().max().item())
+
+
 def test_our_own_crash_is_not_a_note():
-    with pytest.raises(KeyError, match="its own fault"):
+    with pytest.raises(OurError, match="KeyError: 'its own fault'"):
         measure("InfoNCE", 8, 8, DryRun(), 0.1, 1e9, "now", (planted(raises, OURS),))
 
 
-def test_ours_is_not_the_standard_where_another_ran():
+def test_ours_is_not_the_standard_where_another_ran(monkeypatch):
+    monkeypatch.setattr(DryRun, "fast", False)
     n = CHECKED_SAMPLES + 1
     providers = planted(wrong_when_large, OURS), planted(ours, "right")
     by_name = {row.provider: row for row in measure("MP-NCE", n, 8, DryRun(), 0.0, 1e9, "now", providers)}
