@@ -25,6 +25,7 @@ from setuptools import Extension, setup
 
 ROOT = Path(__file__).resolve().parent
 CUDA_ARCHITECTURES = (80, 90, 100, 120)
+HOPPER = "csrc/cuda/hopper"  # kernels made of instructions that only sm_90a has
 CUDA_PACKAGE = "cuda-toolkit[nvcc,cccl]"
 # The oldest PyTorch whose stable ABI has what csrc/ calls, as its headers encode it. They leave out what came later and
 # what isn't stable, so that what was built beside one version works beside any other from here on.
@@ -33,7 +34,7 @@ OLDEST_TORCH = (2, 10)
 CXX_FLAGS = ["-std=c++20", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-g0"]
 NVCC_FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "--resource-usage"]
 RESOURCES = re.compile(
-    r"entry function '(?P<name>\w+)' for 'sm_(?P<architecture>\d+)'"
+    r"entry function '(?P<name>\w+)' for 'sm_(?P<architecture>\d+)a?'"
     r".*?(?P<stack>\d+) bytes stack frame.*?Used (?P<registers>\d+) registers",
     re.DOTALL,
 )
@@ -120,16 +121,18 @@ class CUDAToolkit:
         folder.mkdir(parents=True, exist_ok=True)
         targets = [f"arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHITECTURES]
         targets.append(f"arch=compute_{CUDA_ARCHITECTURES[-1]},code=compute_{CUDA_ARCHITECTURES[-1]}")
-        command = [
-            self.nvcc,
-            *self.flags,
-            *(x for t in targets for x in ("-gencode", t)),
-            "-I",
-            str(ROOT / "csrc/cuda"),
-        ]
+        hopper = ["arch=compute_90a,code=sm_90a"]
 
         def one(source: str) -> tuple[str, str]:
             target = str(folder / f"{Path(source).stem}.o")
+            chosen = hopper if source.startswith(HOPPER) else targets
+            command = [
+                self.nvcc,
+                *self.flags,
+                *(x for t in chosen for x in ("-gencode", t)),
+                "-I",
+                str(ROOT / "csrc/cuda"),
+            ]
             done = subprocess.run([*command, "-c", source, "-o", target], capture_output=True, text=True)
             if done.returncode != 0:
                 raise SystemExit(f"uniclip-kernels: nvcc failed on {source}\n{done.stdout}{done.stderr}")

@@ -1,10 +1,12 @@
 """The CUDA backend: tensor-core kernels in C++ for compute capability 8.0 and newer, for those who cannot ship Triton.
 
 They are compiled into ``uniclip_kernels._cuda``; importing that registers their operators. The second product is
-PyTorch's.
+PyTorch's. Devices of compute capability 9.0 have kernels of their own over the tiles of 16-bit rows.
 """
 
 from __future__ import annotations
+
+import functools
 
 import torch
 from torch import Tensor
@@ -19,7 +21,7 @@ class CUDABackend(Backend):
     """``ops`` holds the operators ``cuda_*``: those of the extension, or in tests their emulation on the host."""
 
     block = 128  # side of a tile of similarities, as in csrc/cuda/tile.cuh
-    column_multiple = 32
+    column_multiple = 64
     known_on_host = False
 
     def __init__(self, device_type: str = "cuda", ops=torch.ops.uniclip_kernels, workspace_bytes: int = 256 << 20):
@@ -60,6 +62,11 @@ class CUDABackend(Backend):
 
     def similarity_lse(self, problem: Problem, rectangle: Rectangle, lse: Tensor, kept: None) -> None:
         tiles = self._tiles(rectangle)
+        if blocks := _hopper_blocks(problem.rows, rectangle, tiles):
+            row_parts = lse.new_empty(2 * _pieces(rectangle, tiles, blocks), tiles[2] * self.block)
+            by_col = lse.new_empty(tiles[2], tiles[3] * self.block)
+            self.ops.cuda_hopper_lse(*_similarities(problem), *tiles, blocks, lse, row_parts, by_col)
+            return
         by_row = lse.new_empty(tiles[3], tiles[2] * self.block)
         by_col = by_row if rectangle.diagonal else lse.new_empty(tiles[2], tiles[3] * self.block)
         self.ops.cuda_similarity_lse(*_similarities(problem), _allow_tf32(problem.rows), *tiles, by_row, by_col)
@@ -81,9 +88,11 @@ class CUDABackend(Backend):
         tiles = self._tiles(rectangle)
         h = work.view(-1)[: (i1 - i0) * (j1 - j0)].view(i1 - i0, j1 - j0)
         parts = lse.new_empty(2, tiles[2], tiles[3])
-        self.ops.cuda_similarity_grad(
-            *_similarities(problem), lse, coefficient, _allow_tf32(problem.rows), *tiles, h, parts
-        )
+        args = *_similarities(problem), lse, coefficient
+        if blocks := _hopper_blocks(problem.rows, rectangle, tiles):
+            self.ops.cuda_hopper_grad(*args, *tiles, blocks, h, parts)
+        else:
+            self.ops.cuda_similarity_grad(*args, _allow_tf32(problem.rows), *tiles, h, parts)
         domains = problem.layout.tiles[:, 0]
         self.ops.cuda_add_pair_sums(parts, domains[tiles[0] :], 1, domains[tiles[1] :], rectangle.diagonal, sums)
         return h, h.T
@@ -144,6 +153,33 @@ def _runs_on(capability: tuple[int, int], architectures: list[int]) -> bool:
     """Machine code runs on its own major version from its minor on; the PTX of the last one on everything newer."""
     device = capability[0] * 10 + capability[1]
     return device >= architectures[-1] or any(a // 10 == capability[0] and a <= device for a in architectures)
+
+
+@functools.cache
+def _hopper_multiprocessors(device: torch.device) -> int:
+    """Of a device of compute capability 9.0; any other has none of them."""
+    if device.type != "cuda":
+        return 0
+    properties = torch.cuda.get_device_properties(device)
+    return properties.multi_processor_count if (properties.major, properties.minor) == (9, 0) else 0
+
+
+def _hopper_blocks(rows: Tensor, rectangle: Rectangle, tiles: tuple[int, int, int, int]) -> int:
+    """Blocks for the kernels of csrc/cuda/hopper, or 0 where these are not for the rows."""
+    if rows.dtype == torch.float32:
+        return 0
+    return min(_hopper_multiprocessors(rows.device), _tile_count(rectangle, tiles))
+
+
+def _tile_count(rectangle: Rectangle, tiles: tuple[int, int, int, int]) -> int:
+    _, _, row_tiles, col_tiles = tiles
+    return row_tiles * (row_tiles + 1) // 2 if rectangle.diagonal else row_tiles * col_tiles
+
+
+def _pieces(rectangle: Rectangle, tiles: tuple[int, int, int, int], blocks: int) -> int:
+    """How many blocks may have tiles of one row, if each takes a run of about as many: see csrc/cuda/hopper/schedule.cuh."""
+    col_tiles, shortest = tiles[3], _tile_count(rectangle, tiles) // blocks
+    return min(col_tiles, (col_tiles - 2) // shortest + 2)
 
 
 def _allow_tf32(rows: Tensor) -> bool:

@@ -110,7 +110,7 @@ def _plant(path: Path, text: str, replacement: str) -> None:
 def _cached(name: str, parameters: Sequence[str], build) -> Path:
     """``build(path)``, unless that was done before from the same sources with the same parameters."""
     digest = hashlib.sha256("\0".join([torch.__version__, *parameters]).encode())
-    for path in sorted([*KERNELS.iterdir(), *EMULATION.glob("*.h"), *EMULATION.glob("*.cpp")]):
+    for path in sorted([*filter(Path.is_file, KERNELS.iterdir()), *EMULATION.glob("*.h"), *EMULATION.glob("*.cpp")]):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     target = CACHE / f"{digest.hexdigest()[:16]}-{name}"
     CACHE.mkdir(parents=True, exist_ok=True)
