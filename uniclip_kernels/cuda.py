@@ -7,14 +7,18 @@ PyTorch's. Devices of compute capability 9.0 have kernels of their own over the 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from . import _extension
 from ._backend import Backend
-from ._layout import Rectangle
+from ._checks import values_are_checked, values_wanted
+from ._layout import Layout, Rectangle, empty_layout, known_starts, padded_rows
 from ._problem import Problem
+
+_CHECKED = 256  # entries of one block of check_values_kernel
 
 
 class CUDABackend(Backend):
@@ -46,6 +50,46 @@ class CUDABackend(Backend):
 
     def compute_dtype(self, dtype: torch.dtype, normalize: bool) -> torch.dtype:
         return dtype
+
+    def check_values(
+        self,
+        temperature: Tensor,
+        offset: Tensor,
+        weight: Tensor,
+        domain_mask: Tensor | None,
+        domain_ids: Tensor | None,
+        num_domains: int | None,
+    ) -> None:
+        if not values_are_checked():
+            return
+        ids = None if domain_ids is None else domain_ids.long()
+        entries = max(temperature.numel(), 0 if ids is None else len(ids))
+        valid = torch.empty(-(-entries // _CHECKED), dtype=torch.bool, device=temperature.device)
+        limit = torch.iinfo(torch.int64).max if num_domains is None else num_domains
+        tables = (t.contiguous() for t in (temperature, offset, weight))
+        self.ops.cuda_check_values(*tables, _contiguous(domain_mask), ids, limit, valid)
+        torch._assert_async(valid.all(), values_wanted(domain_mask is not None, ids is not None, num_domains))
+
+    def sort_rows(
+        self,
+        sample_ids: Tensor,
+        domain_ids: Tensor | None,
+        num_domains: int,
+        domain_mask: Tensor | None,
+        sizes: Sequence[int] | None,
+    ) -> Layout:
+        m, device = len(sample_ids), sample_ids.device
+        by_sample, row = torch.sort(sample_ids.long(), stable=True)
+        domain = torch.empty(m, dtype=torch.int16, device=device)
+        first, end = torch.empty(2, m, dtype=torch.int32, device=device)
+        ids = None if domain_ids is None else domain_ids.long()
+        self.ops.cuda_number_samples(by_sample, row, ids, num_domains, domain, first, end)
+        domain, position = torch.sort(domain, stable=True)
+        starts = None if sizes is None else known_starts(tuple(sizes), self.block, device)
+        slots = padded_rows(m, num_domains, self.block, sizes)
+        layout = empty_layout(m, num_domains, slots, self.block, sample_ids)
+        self.ops.cuda_layout(domain, position, row, first, end, starts, _contiguous(domain_mask), *layout)
+        return layout
 
     def gather_rows(self, z: Tensor, order: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
         rows = z.new_empty(len(order), self.padded_columns(z.shape[1]))
@@ -187,15 +231,19 @@ def _allow_tf32(rows: Tensor) -> bool:
     return rows.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
+def _contiguous(mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else mask.contiguous()
+
+
 def _similarities(problem: Problem) -> tuple[Tensor | None, ...]:
-    layout, mask = problem.layout, problem.domain_mask
+    layout = problem.layout
     return (
         problem.rows,
         layout.ids,
         layout.tiles,
         problem.temperature.contiguous(),
         problem.offset.contiguous(),
-        None if mask is None else mask.contiguous(),
+        _contiguous(problem.domain_mask),
     )
 
 

@@ -11,6 +11,22 @@ extern "C" {
 
 const char* uniclip_cuda_error(int error);
 
+// valid[block], of `blocks` that have 256 entries each: whether the (K, K) tables and the `count` ids hold what
+// _checks.py wants of them; mask and ids may be null.
+int uniclip_cuda_check_values(const float* temperature, const float* offset, const float* weight,
+                              const unsigned char* mask, int domains, const int64_t* ids, int64_t stride, int64_t count,
+                              int64_t limit, bool* valid, int64_t blocks, void* stream);
+// Of `count` sample ids in ascending order, and the rows they come from: their domain, K for a negative id, and where
+// the run of equal ids begins and ends. domain_ids may be null.
+int uniclip_cuda_number_samples(const int64_t* by_sample, const int64_t* row, const int64_t* domain_ids, int64_t stride,
+                                int count, int domains, short* domain, int* first, int* end, void* stream);
+// The Layout of _layout.py, from those domains in ascending order and the position that each had before. starts (K +
+// 1,) and mask may be null.
+int uniclip_cuda_layout(const short* domain, const int64_t* position, const int64_t* row, const int* first,
+                        const int* end, const int64_t* starts, const unsigned char* mask, int count, int domains,
+                        int64_t slots, int64_t* order, int64_t* slot, int* ids, int* tiles, int* runs, int* positives,
+                        void* stream);
+
 // z: (any, columns) elements at the given strides. rows: (slots, d).
 int uniclip_cuda_gather_rows(uniclip::cuda::Operand operand, const void* z, int64_t row_stride, int64_t column_stride,
                              int columns, const int64_t* order, int64_t slots, int d, bool normalize, void* rows,

@@ -17,6 +17,37 @@
 namespace uniclip::cuda {
 namespace {
 
+void check_values(const Tensor temperature, const Tensor offset, const Tensor weight, const OptionalTensor mask,
+                  const OptionalTensor ids, int64_t limit, Tensor valid) {
+  const Launch launch(temperature);
+  const int64_t stride = ids.has_value() ? ids->stride(0) : 0, count = ids.has_value() ? ids->size(0) : 0;
+  const auto* from = ids.has_value() ? static_cast<const int64_t*>(ids->data_ptr()) : nullptr;
+  launch.check(uniclip_cuda_check_values(pointer<float>(temperature), pointer<float>(offset), pointer<float>(weight),
+                                         pointer<unsigned char>(mask), temperature.size(0), from, stride, count, limit,
+                                         pointer<bool>(valid), valid.size(0), launch.stream()));
+}
+
+void number_samples(const Tensor by_sample, const Tensor row, const OptionalTensor domain_ids, int64_t domains,
+                    Tensor domain, Tensor first, Tensor end) {
+  const Launch launch(by_sample);
+  const int64_t stride = domain_ids.has_value() ? domain_ids->stride(0) : 0;
+  const auto* from = domain_ids.has_value() ? static_cast<const int64_t*>(domain_ids->data_ptr()) : nullptr;
+  launch.check(uniclip_cuda_number_samples(pointer<int64_t>(by_sample), pointer<int64_t>(row), from, stride,
+                                           by_sample.size(0), domains, pointer<short>(domain), pointer<int>(first),
+                                           pointer<int>(end), launch.stream()));
+}
+
+void layout(const Tensor domain, const Tensor position, const Tensor row, const Tensor first, const Tensor end,
+            const OptionalTensor starts, const OptionalTensor mask, Tensor order, Tensor slot, Tensor ids, Tensor tiles,
+            Tensor runs, Tensor positives) {
+  const Launch launch(domain);
+  launch.check(uniclip_cuda_layout(pointer<short>(domain), pointer<int64_t>(position), pointer<int64_t>(row),
+                                   pointer<int>(first), pointer<int>(end), pointer<int64_t>(starts),
+                                   pointer<unsigned char>(mask), domain.size(0), runs.size(1), order.size(0),
+                                   pointer<int64_t>(order), pointer<int64_t>(slot), pointer<int>(ids),
+                                   pointer<int>(tiles), pointer<int>(runs), pointer<int>(positives), launch.stream()));
+}
+
 void gather_rows(const Tensor z, const Tensor order, bool normalize, Tensor rows, Tensor inv_norm) {
   const Launch launch(z);
   launch.check(uniclip_cuda_gather_rows(operand(z), z.data_ptr(), z.stride(0), z.stride(1), z.size(1),
@@ -117,6 +148,17 @@ void add_pair_sums(const Tensor parts, const Tensor row_domains, int64_t rows_pe
 }  // namespace uniclip::cuda
 
 UNICLIP_FRAGMENT(UNICLIP_LIBRARY, m) {
+  m.def(
+      "cuda_check_values(Tensor temperature, Tensor offset, Tensor weight, Tensor? mask, Tensor? ids, int limit, "
+      "Tensor(a!) valid) -> ()");
+  m.def(
+      "cuda_number_samples(Tensor by_sample, Tensor row, Tensor? domain_ids, int domains, Tensor(a!) domain, "
+      "Tensor(b!) "
+      "first, Tensor(c!) end) -> ()");
+  m.def(
+      "cuda_layout(Tensor domain, Tensor position, Tensor row, Tensor first, Tensor end, Tensor? starts, Tensor? mask, "
+      "Tensor(a!) order, Tensor(b!) slot, Tensor(c!) ids, Tensor(d!) tiles, Tensor(e!) runs, Tensor(f!) positives) -> "
+      "()");
   m.def("cuda_gather_rows(Tensor z, Tensor order, bool normalize, Tensor(a!) rows, Tensor(b!) inv_norm) -> ()");
   m.def(
       "cuda_scatter_rows(Tensor grad_rows, Tensor z, Tensor slot, Tensor inv_norm, Tensor factor, bool normalize, "
@@ -151,6 +193,9 @@ UNICLIP_FRAGMENT(UNICLIP_LIBRARY, m) {
 
 UNICLIP_IMPL(UNICLIP_LIBRARY, UNICLIP_DEVICE, m) {
   using namespace uniclip::cuda;
+  m.impl("cuda_check_values", TORCH_BOX(&check_values));
+  m.impl("cuda_number_samples", TORCH_BOX(&number_samples));
+  m.impl("cuda_layout", TORCH_BOX(&layout));
   m.impl("cuda_gather_rows", TORCH_BOX(&gather_rows));
   m.impl("cuda_scatter_rows", TORCH_BOX(&scatter_rows));
   m.impl("cuda_similarity_lse", TORCH_BOX(&similarity_lse));

@@ -239,10 +239,11 @@ class Pipeline {
   __device__ void multiply(uint32_t t, uint32_t flags, Products& c) {
     const bool speaks = threadIdx.x % 32 == 0;
     const int chunks = problem_.chunks;
-    // Descriptors of operands: their address, 1024 bytes from 8 rows to the next, swizzled in 128 bytes.
-    constexpr uint64_t kForm = 1ull << 62 | static_cast<uint64_t>(1024 >> 4) << 32 | 1ull << 16;
-    const uint64_t resident = kForm | (at(memory_.resident) >> 4 & 0x3fff);
-    const uint64_t ring = kForm | (at(memory_.ring) >> 4 & 0x3fff);
+    // Lower halves of descriptors of operands, which hold their address; the upper ones say that there are 1024 bytes
+    // from 8 rows to the next, swizzled in 128 bytes.
+    constexpr uint64_t kForm = (1ull << 30 | 1024 >> 4) << 32;
+    const uint32_t resident = 1 << 16 | (at(memory_.resident) >> 4 & 0x3fff);
+    const uint32_t ring = 1 << 16 | (at(memory_.ring) >> 4 & 0x3fff);
     constexpr uint32_t kNext = kChunkBytes >> 4, kLower = kNext / 2;  // the next chunk, the lower half of a row tile
     RingPlace<kStages> place(t * static_cast<uint32_t>(chunks + max(chunks - kResident, 0)));
 #pragma unroll
@@ -274,13 +275,13 @@ class Pipeline {
         }
       }
       ptx::wait(at(&memory_.full[place.stage]), place.parity);
-      const uint64_t a = !kAllStay && from_a != kNone ? ring + from_a * kNext : resident + stay * kNext;
-      const uint64_t b = ring + place.stage * kNext;
+      const uint32_t a = !kAllStay && from_a != kNone ? ring + from_a * kNext : resident + stay * kNext;
+      const uint32_t b = ring + place.stage * kNext;
       ptx::products_begin();
 #pragma unroll
       for (int k = 0; k < kChunk / 16; ++k) {
-        ptx::multiply<E>(c[0], a + k * 2, b + k * 2);
-        ptx::multiply<E>(c[1], a + kLower + k * 2, b + k * 2);
+        ptx::multiply<E>(c[0], kForm | (a + k * 2), kForm | (b + k * 2));
+        ptx::multiply<E>(c[1], kForm | (a + kLower + k * 2), kForm | (b + k * 2));
       }
       ptx::products_commit();
       if (chunk == chunks - 1 && speaks) ptx::arrive(at(&memory_.issued));
