@@ -31,7 +31,7 @@ struct alignas(16) Tile {
     kLoad = 8,            // first of the piece: the row chunks have to be loaded
     kOdd = 16,            // parity of the piece
     kOnlyNegatives = 32,  // see DomainPair
-    kStop = 64,           // no tile: there are no more
+    kStop = 64,           // no tile: there are no more. The first of them is kFirst
   };
   int row, col;  // in the rectangle
   int piece;     // of the row
@@ -54,7 +54,6 @@ struct Shared {
   int one_exponential[2];  // of the epilogues
   uint64_t full[kStages], empty[kStages], resident_full[kResident], resident_empty[kResident];
   uint64_t planned[kPlanned], plan_read[kPlanned];
-  uint64_t issued;                         // a phase a tile: its products are under way
   uint64_t work_free;                      // a phase a tile: its epilogue is done with `work`
   uint64_t prepared[2], prepared_read[2];  // of each warpgroup
 };
@@ -135,7 +134,6 @@ class Pipeline {
       ptx::barrier_init(at(&memory_.planned[s]), 1);
       ptx::barrier_init(at(&memory_.plan_read[s]), plan_readers);
     }
-    ptx::barrier_init(at(&memory_.issued), kWarps);
     ptx::barrier_init(at(&memory_.work_free), kWarps);
     for (int w = 0; w < 2; ++w) {
       ptx::barrier_init(at(&memory_.prepared[w]), 1);
@@ -219,15 +217,16 @@ class Pipeline {
       }
       if (count > 0) parity ^= 1;
     }
-    if (lane < 2) announce(t + lane, Tile{0, 0, 0, Tile::kStop, 1, 1, 0, 0});  // for one warpgroup and the other
+    if (lane < 2) announce(t + lane, Tile{0, 0, 0, Tile::kStop | (lane == 0 ? Tile::kFirst : 0), 1, 1, 0, 0});
   }
 
-  // Calls f(t, tile) for each tile of the warp, one in `every` from the one `first` on.
+  // Calls f(t, tile) for each tile of the warp, one in `every` from the one `first` on. Returns the number of all tiles
+  // if the next one would have been the warp's, else 0.
   template <class F>
-  __device__ void for_tiles(uint32_t first, uint32_t every, const F& f) {
+  __device__ uint32_t for_tiles(uint32_t first, uint32_t every, const F& f) {
     for (uint32_t t = first;; t += every) {
       const Tile tile = planned(t);
-      if (tile.is(Tile::kStop)) break;
+      if (tile.is(Tile::kStop)) return tile.is(Tile::kFirst) ? t : 0;
       f(t, tile);
       __syncwarp();
       if (threadIdx.x % 32 == 0) ptx::arrive(at(&memory_.plan_read[t % kPlanned]));
@@ -248,7 +247,7 @@ class Pipeline {
     RingPlace<kStages> place(t * static_cast<uint32_t>(chunks + max(chunks - kResident, 0)));
 #pragma unroll
     for (int i = 0; i < 64; ++i) c[0][i] = c[1][i] = 0;
-    if (t > 0) ptx::wait(at(&memory_.issued), t - 1 & 1);
+    if (t > 0) take_turn(t);
     Streamed streamed(chunks, kResident);
     constexpr uint32_t kNone = ~0u;
     uint32_t last_a = kNone, last_b = kNone, last_stay = kNone;  // what the chunk before is read from
@@ -282,9 +281,11 @@ class Pipeline {
       for (int k = 0; k < kChunk / 16; ++k) {
         ptx::multiply<E>(c[0], kForm | (a + k * 2), kForm | (b + k * 2));
         ptx::multiply<E>(c[1], kForm | (a + kLower + k * 2), kForm | (b + k * 2));
+        // While there is work left: the other warpgroup's products line up behind it. All that this one will read has
+        // landed, so that no barrier of the ring is ever two phases ahead.
+        if (k == 1 && chunk == chunks - 1) ptx::hand_over(turn_of(t + 1));
       }
       ptx::products_commit();
-      if (chunk == chunks - 1 && speaks) ptx::arrive(at(&memory_.issued));
       ptx::products_wait<1>();
       if (chunk > 0) release();
       last_a = from_a;
@@ -298,6 +299,9 @@ class Pipeline {
     release();
   }
 
+  // Waits until the warpgroup of the tile before this one is about to be done with its products.
+  static __device__ __forceinline__ void take_turn(uint32_t t) { ptx::take_over(turn_of(t)); }
+
   __device__ __forceinline__ Tile planned(uint32_t t) {
     ptx::wait(at(&memory_.planned[t % kPlanned]), t / kPlanned & 1);
     return memory_.plan[t % kPlanned];
@@ -306,6 +310,7 @@ class Pipeline {
   static __device__ __forceinline__ uint32_t at(const void* p) { return ptx::shared_address(p); }
 
  private:
+  static __device__ __forceinline__ int turn_of(uint32_t t) { return 3 + static_cast<int>(t & 1); }
   __device__ __forceinline__ void announce(uint32_t t, const Tile& tile) {
     ptx::wait(at(&memory_.plan_read[t % kPlanned]), (t / kPlanned & 1) ^ 1);
     memory_.plan[t % kPlanned] = tile;
@@ -349,11 +354,12 @@ __device__ __forceinline__ void run_pipeline(const CUtensorMap& map, const Probl
     }
   } else {
     ptx::more_registers<kProductRegisters>();
-    pipeline.for_tiles(warpgroup - 1, 2, [&](uint32_t t, const Tile& tile) {
+    const uint32_t tiles = pipeline.for_tiles(warpgroup - 1, 2, [&](uint32_t t, const Tile& tile) {
       Products c;
       pipeline.template multiply<E>(t, __shfl_sync(kWholeWarp, tile.flags, 0), c);
       task.epilogue(t, pipeline.planned(t), c);  // read again: no register holds it meanwhile
     });
+    if (tiles > 0) pipeline.take_turn(tiles);  // which the last tile has handed over
   }
 }
 

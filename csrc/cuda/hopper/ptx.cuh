@@ -61,11 +61,16 @@ __device__ __forceinline__ void more_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
-// Until all 128 threads of a warpgroup are here. Barrier 0 is that of __syncthreads().
+// Named barriers of warpgroups; number 0 is that of __syncthreads(). Until all 128 threads of a warpgroup are here:
 __device__ __forceinline__ void sync_warpgroup(int barrier) {
   asm volatile("bar.sync %0, 128;" ::"r"(barrier) : "memory");
 }
-// As above; whether the condition holds for any of them.
+// Until the other warpgroup has called hand_over with the same barrier.
+__device__ __forceinline__ void take_over(int barrier) { asm volatile("bar.sync %0, 256;" ::"r"(barrier) : "memory"); }
+__device__ __forceinline__ void hand_over(int barrier) {
+  asm volatile("bar.arrive %0, 256;" ::"r"(barrier) : "memory");
+}
+// As sync_warpgroup; whether the condition holds for any of the threads.
 __device__ __forceinline__ bool any_in_warpgroup(int barrier, bool condition) {
   uint32_t any;
   asm volatile("{\n.reg .pred p, q;\nsetp.ne.b32 p, %2, 0;\nbar.red.or.pred q, %1, 128, p;\nselp.b32 %0, 1, 0, q;\n}"
