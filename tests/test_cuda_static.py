@@ -7,7 +7,13 @@ import pytest
 
 from tests.emulation import machine_code
 from tests.emulation.cuda import cubins, toolkit
-from tests.emulation.machine_code import assert_as_planned, assert_multiplies, assert_two_programs, product_loop
+from tests.emulation.machine_code import (
+    REGISTERS,
+    assert_as_planned,
+    assert_multiplies,
+    assert_two_programs,
+    product_loop,
+)
 
 needs_extension = pytest.mark.skipif(
     cubins.extension() is None, reason="uniclip_kernels._cuda was left out of this build (UNICLIP_BUILD_CUDA)"
@@ -32,7 +38,7 @@ extern "C" __global__ void product(const float* x, const float* y, int d, float*
 @pytest.mark.parametrize("arch", cubins.ARCHITECTURES)
 def test_every_kernel(arch):
     kernels = cubins.kernels(arch)
-    assert len(kernels) == 29, "12 of tiles, 15 of rows in three types, and two sums"
+    assert len(kernels) == 32, "12 of tiles, 15 of rows in three types, two sums, two of the layout and one of values"
     for name, code in kernels.items():
         try:
             assert_as_planned(code, arch)
@@ -53,6 +59,30 @@ def test_kernels_over_tiles(name, operand, arch):
     if (name, arch) == (GRAD, "120") and operand in ("Float", "TF32"):
         code = replace(code, shared=0)  # its tile in float32 leaves room for one block in the 100 KB of this part
     assert_two_programs(code, arch)
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", ["__nv_bfloat16", "__half"])
+@pytest.mark.parametrize("streams", [False, True], ids=["rows stay", "rows stream"])
+@pytest.mark.parametrize("name", ["hopper_lse_kernel", "hopper_grad_kernel"])
+def test_kernels_of_sm_90a(name, streams, dtype):
+    instance = f"{name}I{len(dtype)}{dtype}Lb{int(not streams)}E"
+    (code,) = (code for mangled, code in cubins.hopper_kernels().items() if instance in mangled)
+    assert code.stack <= 16, "but for a few words of the planning warp and of tiles with a mask"
+    assert code.registers * code.threads <= REGISTERS
+    counts = product_loop(code, "HGMMA").counts
+    assert counts["HGMMA"] == 8, "a chunk of 64 columns: two halves of the row tile, four times 16 columns"
+    assert code.counts["UTMALDG"] > 0
+    groups = [text for opcode, text in code.listing if opcode == "HGMMA" and "gsb0" in text]
+    assert len(groups) == 1, "one group a chunk: else the compiler makes every product wait for the one before"
+
+
+@needs_extension
+def test_every_kernel_of_sm_90a():
+    kernels = cubins.hopper_kernels()
+    assert len(kernels) == 9, "two over tiles for two types, with rows that stay or stream, and the merge"
+    (merge,) = (code for name, code in kernels.items() if "hopper_merge_kernel" in name)
+    assert_as_planned(merge, "90")
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,13 @@ SIGNATURES = (
     "void uniclip::cuda::gather_rows_kernel<__nv_bfloat16>(__nv_bfloat16 const*, long)",
     "uniclip::cuda::merge_lse_kernel(float*, float const*, long, int)",
 )
+OF_SM_90A = "void uniclip::cuda::hopper::hopper_lse_kernel<__nv_bfloat16, true>(CUtensorMap_st, float*)"
 EXTENSION = SimpleNamespace(
     architectures=[80, 90, 100, 120],
     cuda_version="13.0",
     torch_version="2.14.1",
-    kernels=[(s, a, 40 + a, 16 if a == 120 else 0) for s in SIGNATURES for a in (80, 90, 100, 120)],
+    kernels=[(s, a, 40 + a, 16 if a == 120 else 0) for s in SIGNATURES for a in (80, 90, 100, 120)]
+    + [(OF_SM_90A, 90, 168, 0)],
 )
 
 
@@ -46,6 +48,7 @@ def test_the_report_of_the_cuda_kernels(built):
     assert ["similarity_lse,", "bfloat16", "120", "130", "140", "160+16"] in rows
     assert ["gather_rows,", "bfloat16", "120", "130", "140", "160+16"] in rows
     assert ["merge_lse", "120", "130", "140", "160+16"] in rows
+    assert ["hopper_lse,", "bfloat16", "-", "168", "-", "-"] in rows
 
 
 def test_an_extension_that_was_not_built(monkeypatch):

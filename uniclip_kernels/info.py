@@ -63,11 +63,11 @@ def _kernels() -> list[str]:
         return []
     table: dict[str, dict[int, str]] = {}
     for signature, architecture, registers, stack in extension.kernels:
-        kernel, element = re.search(r"(\w+)_kernel(?:<(?:\w+::)*(\w+)>)?\(", signature).groups()
+        kernel, element = re.search(r"(\w+)_kernel(?:<(?:\w+::)*(\w+)[^>]*>)?\(", signature).groups()
         name = kernel if element is None else f"{kernel}, {element.removeprefix('__').removeprefix('nv_').lower()}"
         table.setdefault(name, {})[architecture] = f"{registers}+{stack}" if stack else f"{registers}"
     heading = "".join(f"{f'sm_{a}':>8}" for a in extension.architectures)
-    rows = ("".join(f"{row[a]:>8}" for a in extension.architectures) for row in table.values())
+    rows = ("".join(f"{row.get(a, '-'):>8}" for a in extension.architectures) for row in table.values())
     return [
         "",
         "CUDA kernels: registers of a thread (+ bytes of its stack)",

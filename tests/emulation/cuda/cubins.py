@@ -28,13 +28,23 @@ def extension() -> Path | None:
 @functools.cache
 def kernels(arch: str) -> dict[str, Code]:
     """Every kernel for an architecture, by its mangled name."""
+    launches = _launches()
+    return {name: replace(code, **launches[name]) for name, code in _read(arch).items()}
+
+
+@functools.cache
+def hopper_kernels() -> dict[str, Code]:
+    """Those of csrc/cuda/hopper, which the host cannot launch: without shared memory."""
+    return {name: replace(code, threads=256 if "merge" in name else 384) for name, code in _read("90a").items()}
+
+
+def _read(arch: str) -> dict[str, Code]:
     found: dict[str, Code] = {}
     with tempfile.TemporaryDirectory() as folder:
         machine_code.run("cuobjdump", "-xelf", f"sm_{arch}", extension(), cwd=Path(folder))
-        for cubin in sorted(Path(folder).glob("*.cubin")):
+        for cubin in sorted(Path(folder).glob(f"*.sm_{arch}.cubin")):
             found |= machine_code.read(cubin.read_bytes())
-    launches = _launches()
-    return {name: replace(code, **launches[name]) for name, code in found.items()}
+    return found
 
 
 def tile_kernel(name: str, operand: str, arch: str) -> Code:

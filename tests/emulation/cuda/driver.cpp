@@ -1,5 +1,7 @@
 // Every kernel on every type of rows, on a small problem in buffers of exact size, against double precision: what the
-// sanitizers run. Two domains of 24 and 16 rows, two rows of each sample next to each other; then one empty tile.
+// sanitizers run, and the layout of its rows. Two domains of 24 and 16 rows, two rows of each sample next to each
+// other; then one empty tile.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <stdexcept>
@@ -207,6 +209,61 @@ void run(Operand operand) {
   }
 }
 
+// The layout of the same rows and one of padding, from their ids in reverse.
+void run_layout() {
+  const Problem<float> p;
+  constexpr int kAll = kRows + 1;
+  std::vector<int64_t> sample(kAll, -1), domain_ids(kAll, 0), row(kAll), by_sample(kAll), position(kAll);
+  for (int i = 0; i < kSlots; ++i) {
+    if (p.order[i] < 0) continue;
+    sample[p.order[i]] = p.ids[i];
+    domain_ids[p.order[i]] = p.domain(i);
+  }
+  const auto sort = [&](std::vector<int64_t>& order, const auto& keys) {
+    for (int i = 0; i < kAll; ++i) order[i] = i;
+    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return keys[a] < keys[b]; });
+  };
+  sort(row, sample);
+  for (int t = 0; t < kAll; ++t) by_sample[t] = sample[row[t]];
+  std::vector<short> unsorted(kAll, -1), domain(kAll);
+  std::vector<int> first(kAll, -1), end(kAll, -1);
+  check_launch(uniclip_cuda_number_samples(by_sample.data(), row.data(), domain_ids.data(), 1, kAll, kDomains,
+                                           unsorted.data(), first.data(), end.data(), nullptr));
+  sort(position, unsorted);
+  for (int t = 0; t < kAll; ++t) domain[t] = unsorted[position[t]];
+  std::vector<int64_t> order(kSlots, -9), slot(kAll, -9);
+  std::vector<int> ids(kSlots, -9), tiles(kTiles * 4, -9), runs(kSlots * kDomains * 2, -9), count(kSlots, -9);
+  check_launch(uniclip_cuda_layout(domain.data(), position.data(), row.data(), first.data(), end.data(), nullptr,
+                                   p.mask.data(), kAll, kDomains, kSlots, order.data(), slot.data(), ids.data(),
+                                   tiles.data(), runs.data(), count.data(), nullptr));
+  for (int i = 0; i < kSlots; ++i) {
+    check("order", order[i], p.order[i], 0);
+    check("count", count[i], p.count[i], 0);
+    check("an empty slot", ids[i] < 0, p.ids[i] < 0, 0);
+    for (int k = 0; k < kDomains * 2; k += 2) {
+      const int *got = &runs[i * kDomains * 2 + k], *expected = &p.runs[i * kDomains * 2 + k];
+      check("length of a run", got[1] - got[0], expected[1] - expected[0], 0);
+      if (expected[1] > expected[0]) check("run", got[0], expected[0], 0);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) check("slot", slot[r], p.slot[r], 0);
+  check("slot of padding", slot[kRows], -1, 0);
+  for (int t = 0; t < kTiles; ++t) {
+    check("domain of a tile", tiles[t * 4], p.tiles[t * 4], 0);
+    check("filled slots", tiles[t * 4 + 1], p.tiles[t * 4 + 1], 0);
+    if (kFilled[t] > 0) check("last sample", tiles[t * 4 + 3], ids[t * kBlock + kFilled[t] - 1], 0);
+  }
+
+  for (float worst : {1.f, 0.f, INFINITY}) {
+    std::vector<float> temperature = p.temperature;
+    temperature[3] = worst;
+    bool valid = worst != 1;
+    check_launch(uniclip_cuda_check_values(temperature.data(), p.offset.data(), p.weight.data(), p.mask.data(),
+                                           kDomains, domain_ids.data(), 1, kAll, kDomains, &valid, 1, nullptr));
+    check("valid", valid, worst == 1, 0);
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -218,6 +275,7 @@ int main() {
   for (int order : orders) {
     emulation::thread_order = order;
     try {
+      run_layout();
       run<Float>(Operand::kFloat);
       run<TF32>(Operand::kTF32);
       run<BFloat16>(Operand::kBFloat16);
