@@ -4,7 +4,7 @@
 
 namespace uniclip::cuda {
 
-constexpr int kSumThreads = 512;
+constexpr int kSumThreads = 1024;
 
 struct SumShared {
   double of_warp[2][kSumThreads / 32];
@@ -31,8 +31,14 @@ __global__ void __launch_bounds__(kSumThreads)
   } else {
     for (int64_t r = thread / 32; r < rows; r += kSumThreads / 32) {
       if (row_domains[r / rows_per_domain * row_stride] != a) continue;
-      for (int64_t c = (triangle ? r - r % 32 : 0) + thread % 32; c < cols; c += 32) {
-        if (col_domains[c * col_stride] == b && !(triangle && c < r)) add(r, c);
+      int64_t c = (triangle ? r - r % 32 : 0) + thread % 32;
+      if (triangle && c < r) c += 32;
+#pragma unroll 4
+      for (; c < cols; c += 32) {  // read whatever the domain is, so as not to wait for it first
+        const double first = parts[r * cols + c], second = parts[(rows + r) * cols + c];
+        const bool wanted = col_domains[c * col_stride] == b;
+        sum[0] += wanted ? first : 0;
+        sum[1] += wanted ? second : 0;
       }
     }
   }

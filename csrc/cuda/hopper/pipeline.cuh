@@ -17,7 +17,7 @@
 namespace uniclip::cuda::hopper {
 
 constexpr int kThreads = 384, kWarpgroup = 128, kWarps = 4;  // of a block; threads and warps of a warpgroup
-constexpr int kLoadRegisters = 40, kProductRegisters = 232;
+constexpr int kLoadRegisters = 56, kProductRegisters = 224;
 constexpr int kChunk = 64, kChunkBytes = kBlock * kChunk * 2;
 constexpr int kPlanned = 4;  // tiles that the plan is ahead
 constexpr uint32_t kWholeWarp = 0xffffffffu;
