@@ -83,8 +83,8 @@ def similarity_lse_kernel(
         _store(col_out + lane, sums, top, total)
         return
 
-    i = row_tile * BLOCK
-    j = col_tile * BLOCK
+    i = row_tile.to(tl.int64) * BLOCK
+    j = col_tile.to(tl.int64) * BLOCK
     # What the tile needs is loaded while the first rows are on their way.
     scale = LOG2E / tl.load(temperature + pair)
     shift = tl.load(offset + pair) * scale
