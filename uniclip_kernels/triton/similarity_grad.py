@@ -57,7 +57,7 @@ def similarity_grad_kernel(
     part = parts + it.to(tl.int64) * col_tiles + jt
     second_part = part + row_tiles.to(tl.int64) * col_tiles
 
-    pair, live = domain_pair(tiles, row_tile, col_tile, domain_mask, K)
+    a, b, live = domain_pair(tiles, row_tile, col_tile, domain_mask, K)
     if not live:
         nothing = tl.zeros((BLOCK, BLOCK), h.dtype.element_ty)
         inner = lane[:, None] * stride + lane[None, :]
@@ -70,17 +70,18 @@ def similarity_grad_kernel(
 
     i = row_tile.to(tl.int64) * BLOCK
     j = col_tile.to(tl.int64) * BLOCK
-    left, right = halves(dot_tile(rows, rows, i, j, D, BLOCK, BLOCK_D, PRECISION, DESCRIPTORS), BLOCK)
-    tau = tl.load(temperature + pair)
+    dots = dot_tile(rows, rows, i, j, D, BLOCK, BLOCK_D, PRECISION, DESCRIPTORS)
+    tau = tl.load(temperature + a * K + b)
     scale = LOG2E / tau
-    shift = tl.load(offset + pair) * scale
+    shift = tl.load(offset + a * K + b) * scale
     row = i + lane
     only_negatives = holds_only_negatives(tiles, row_tile, col_tile, BLOCK)
+    left, right = halves(dots, BLOCK)
     if ONE_EXPONENTIAL:
         row_lse = tl.load(lse + row) * LOG2E
-        col_lse = tl.load(lse + j + lane) * LOG2E
-        top = tl.maximum(tl.max(row_lse, 0), tl.max(col_lse, 0))
-        bottom = tl.minimum(tl.min(row_lse, 0), tl.min(col_lse, 0))
+        in_cols = tl.load(lse + j + lane) * LOG2E
+        top = tl.maximum(tl.max(row_lse, 0), tl.max(in_cols, 0))
+        bottom = tl.minimum(tl.min(row_lse, 0), tl.min(in_cols, 0))
         one_exponential = only_negatives & (top - bottom < SPREAD)
     sum_h = 0.0
     sum_hx = 0.0
@@ -89,28 +90,30 @@ def similarity_grad_kernel(
         inv_tau = 1.0 / tau
         row_weight = tl.exp2(top - row_lse) * (tl.load(coefficient + row) * inv_tau)
         for side in tl.static_range(2):
-            col = side * (BLOCK // 2) + half
+            col = j + side * (BLOCK // 2) + half
             x = (right if side else left) * scale - (shift + top)
-            col_weight = tl.exp2(top - tl.load(lse + j + col) * LOG2E) * (tl.load(coefficient + j + col) * inv_tau)
+            col_weight = tl.exp2(top - tl.load(lse + col) * LOG2E) * (tl.load(coefficient + col) * inv_tau)
             grad = tl.exp2(x) * (row_weight[:, None] + col_weight[None, :])
-            tl.store(here + (lane[:, None] * stride + col[None, :]), grad.to(h.dtype.element_ty))
+            out = grad.to(h.dtype.element_ty)
+            tl.store(here + (lane[:, None] * stride + (side * (BLOCK // 2) + half)[None, :]), out)
             sum_h += tl.sum(grad)
             sum_hx += tl.sum(grad * x)
         sum_h *= tau
         sum_hx = sum_hx * tau + sum_h * top
     else:
         for side in tl.static_range(2):
-            col = side * (BLOCK // 2) + half
+            col = j + side * (BLOCK // 2) + half
             x = (right if side else left) * scale - shift
             if not only_negatives:
-                x = tl.where(negatives(tl.load(ids + row), tl.load(ids + j + col)), x, NOTHING)
-            own = _finite(tl.load(lse + row)) * LOG2E
-            other = _finite(tl.load(lse + j + col)) * LOG2E
-            grad = tl.exp2(x - own[:, None]) * tl.load(coefficient + row)[:, None]
-            grad += tl.exp2(x - other[None, :]) * tl.load(coefficient + j + col)[None, :]
+                x = tl.where(negatives(tl.load(ids + row), tl.load(ids + col)), x, NOTHING)
+            row_lse = _finite(tl.load(lse + row)) * LOG2E
+            col_lse = _finite(tl.load(lse + col)) * LOG2E
+            grad = tl.exp2(x - row_lse[:, None]) * tl.load(coefficient + row)[:, None]
+            grad += tl.exp2(x - col_lse[None, :]) * tl.load(coefficient + col)[None, :]
             sum_h += tl.sum(grad)
             sum_hx += tl.sum(grad * x)
-            tl.store(here + (lane[:, None] * stride + col[None, :]), (grad * (1.0 / tau)).to(h.dtype.element_ty))
+            out = (grad * (1.0 / tau)).to(h.dtype.element_ty)
+            tl.store(here + (lane[:, None] * stride + (side * (BLOCK // 2) + half)[None, :]), out)
     if DIAGONAL and it != jt:  # from memory: to turn it in registers takes a second set of them
         tl.debug_barrier()
         for side in tl.static_range(2):

@@ -38,13 +38,13 @@ def tile_of_program(row_tiles, col_tiles, DIAGONAL: tl.constexpr):
 
 @triton.jit
 def domain_pair(tiles, row_tile, col_tile, domain_mask, K):
-    """The place of the domains of the two tiles in a table, and whether there is anything to compare."""
+    """The domains of the two tiles, and whether there is anything to compare."""
     a = tl.load(tiles + row_tile * 4)
     b = tl.load(tiles + col_tile * 4)
     live = (a >= 0) & (b >= 0)
     if domain_mask is not None:
         live = live & (tl.load(domain_mask + a * K + b, mask=live, other=0) != 0)
-    return a * K + b, live
+    return a, b, live
 
 
 @triton.jit
