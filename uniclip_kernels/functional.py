@@ -65,7 +65,7 @@ def mp_nce(
         check_ids("domain_ids", domain_ids, "embeddings", embeddings)
     check_tables(embeddings, temperature=temperature, offset=offset, weight=weight, domain_mask=domain_mask)
     check_reduction(reduction)
-    chosen = choose(backend, embeddings.device.type)
+    chosen = choose(backend, embeddings.device, embeddings.dtype)
 
     k, ignore_domains = num_domains_of(temperature, offset, weight, domain_mask)
     like = embeddings.new_empty(0, dtype=accumulator_dtype(embeddings.dtype))
@@ -130,7 +130,7 @@ def domain_similarity(
     if y_domain_ids is not None:
         check_ids("y_domain_ids", y_domain_ids, "y", y)
     check_tables(x, temperature=temperature, offset=offset)
-    chosen = choose(backend, x.device.type)
+    chosen = choose(backend, x.device, x.dtype)
 
     k, ignore_domains = num_domains_of(temperature, offset)
     like = x.new_empty(0, dtype=accumulator_dtype(x.dtype))

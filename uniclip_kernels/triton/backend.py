@@ -46,6 +46,9 @@ class TritonBackend(Backend):
             return "it needs a device of compute capability 8.0 or newer"
         return None
 
+    def preference(self, device: torch.device, dtype: torch.dtype) -> int:
+        return 1
+
     def compute_dtype(self, dtype: torch.dtype, normalize: bool) -> torch.dtype:
         return dtype
 
