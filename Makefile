@@ -36,13 +36,14 @@ RETURN_TESTS := domain_similarity modules inputs stable_abi
 
 $(OTHER)/installed: $(BIN)/python
 	$(BIN)/python -m venv --clear $(OTHER)
-	$(OTHER)/bin/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH) 'numpy<2.3' 'setuptools>=77' wheel 'pybind11>=2.13' ninja pytest pytest-xdist hypothesis expecttest
+	$(OTHER)/bin/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH) 'numpy<2.3' 'setuptools>=77' wheel 'pybind11>=2.13' ninja pytest pytest-xdist hypothesis expecttest tqdm matplotlib
 	@touch $@
 
 # The wheel built beside either torch is tested beside the other. One kernel spills with Triton 3.6, on sm_120 alone.
 test-torch: install $(OTHER)/installed
 	$(BIN)/python -m tests.other_torch $(BIN)/python $(OTHER)/bin/python -n 2 --dist worksteal $(OTHER_TESTS:%=tests/test_%.py) -k 'not (similarity_matrix_kernel and 120)'
 	UNICLIP_BUILD_CUDA=0 $(BIN)/python -m tests.other_torch $(OTHER)/bin/python $(BIN)/python $(RETURN_TESTS:%=tests/test_%.py)
+	UNICLIP_TEST_PYTHON=$(abspath $(OTHER)/bin/python) $(BIN)/python -m pytest tests/test_gpu_command.py -k "network and another"
 
 bench: install
 	$(BIN)/python -m benchmarks.run $(ARGS)
