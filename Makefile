@@ -1,4 +1,4 @@
-# make train | make test | make bench | make gpu | make lint: each sets up what it needs first.
+# make train | make test | make test-torch | make bench | make gpu | make lint: each sets up what it needs first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 CPP := $(shell find csrc tests -name '*.h' -o -name '*.hpp' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 ARGS ?=
 
-.PHONY: install train test bench gpu lint clean
+.PHONY: install train test test-torch bench gpu lint clean
 
 install: $(STAMP)
 
@@ -28,6 +28,23 @@ train: install
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
+# Another torch than that of `make install`, with the newest NumPy that the interpreter of Triton 3.6 works with.
+TORCH ?= 2.11.0
+OTHER := .venv-torch-$(TORCH)
+OTHER_TESTS := mp_nce domain_similarity modules inputs citizenship reference random info stable_abi triton_interpreted triton_static
+RETURN_TESTS := domain_similarity modules inputs stable_abi
+
+$(OTHER)/installed: $(BIN)/python
+	$(BIN)/python -m venv --clear $(OTHER)
+	$(OTHER)/bin/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH) 'numpy<2.3' 'setuptools>=77' wheel 'pybind11>=2.13' ninja pytest pytest-xdist hypothesis expecttest tqdm matplotlib
+	@touch $@
+
+# The wheel built beside either torch is tested beside the other. One kernel spills with Triton 3.6, on sm_120 alone.
+test-torch: install $(OTHER)/installed
+	$(BIN)/python -m tests.other_torch $(BIN)/python $(OTHER)/bin/python -n 2 --dist worksteal $(OTHER_TESTS:%=tests/test_%.py) -k 'not (similarity_matrix_kernel and 120)'
+	UNICLIP_BUILD_CUDA=0 $(BIN)/python -m tests.other_torch $(OTHER)/bin/python $(BIN)/python $(RETURN_TESTS:%=tests/test_%.py)
+	UNICLIP_TEST_PYTHON=$(abspath $(OTHER)/bin/python) $(BIN)/python -m pytest tests/test_gpu_command.py -k "network and another"
+
 bench: install
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
@@ -42,4 +59,4 @@ lint: install
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info uniclip_kernels/*.so
+	rm -rf $(VENV) .venv-torch-* build dist *.egg-info uniclip_kernels/*.so

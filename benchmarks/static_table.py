@@ -21,18 +21,37 @@ KERNELS = {"forward": "similarity_lse_kernel", "gradient": "similarity_grad_kern
 COLUMNS = (256, 512, 768, 1024)
 _TILE = TritonBackend.block  # of both backends
 _FILL = 1000  # cycles until the first operands are there
-_EXPONENTIALS, _ISSUE, _PIPE = 16, 4, 1
+_EXPONENTIALS, _ISSUE, _PIPE, _SHARED = 16, 4, 1, 128
 
 
 @dataclass(frozen=True)
 class Part:
-    """Of one multiprocessor and cycle, from the vendor's datasheets."""
+    """Of one multiprocessor and cycle, from the vendor's datasheets and, the second-level cache, from what was seen to come."""
 
     flops: int  # bfloat16 with float32 sums, dense, by the instruction of TENSOR_CORE
-    l2: float | None  # bytes from the second-level cache; None where no figure is published
+    l2: float | None  # bytes from the second-level cache; None where no figure is known
 
 
-PARTS = {"80": Part(2048, 5120 / 108), "90": Part(4096, 5120 / 132), "100": Part(8192, None), "120": Part(512, None)}
+PARTS = {"80": Part(2048, 35), "90": Part(4096, 35), "100": Part(8192, None), "120": Part(512, None)}
+
+
+@dataclass(frozen=True)
+class Card:
+    """A whole card under load: its multiprocessors, their clock, and the rate of the second product in flops a second."""
+
+    name: str
+    sm: str
+    multiprocessors: int
+    clock: float
+    product: float
+
+
+CARDS = (Card("H100 SXM", "90", 132, 1.74e9, 690e12), Card("A100 SXM", "80", 108, 1.41e9, 243e12))
+STEPS = (
+    ("MP-NCE, 98304 rows", 98304**2, 512),
+    ("CLIP, 65536 pairs", 2 * 65536**2, 512),
+    ("CLIP, 65536 pairs", 2 * 65536**2, 768),
+)
 
 HEADER = f"""# GPU kernels: what the machine code says
 
@@ -45,15 +64,26 @@ for one tile of {_TILE} x {_TILE} on one multiprocessor, in cycles:
     alone  = {_FILL} + tensor + max(exp, issue of what is not in the product, pipe likewise)
     share  = tensor / max(tensor, exp, issue, pipe, alone / programs)
     L2     = bytes read and written / bytes a cycle that the second-level cache gives one multiprocessor
-    share with L2: L2 joins the maximum
+    shared = bytes written to and read from shared memory by the product / {_SHARED}
+    share with memory: L2 and shared join the maximum
 
 `flops` of a multiprocessor and cycle: {", ".join(f"{p.flops} on sm_{arch}" for arch, p in PARTS.items())}. `programs` run
 together on a multiprocessor, as registers and shared memory allow. Instructions of the loop over D are counted as often as
 it runs (one whose every product is in it was unrolled, and runs once); both sides of the branch for positives and padding
-count, though tiles take one. Bytes: 2 · {_TILE} · D rows of 2 bytes, and the tile of H in the gradient; the 5120 bytes a
-cycle of the whole cache is the figure published for the A100, and taken for sm_90 too. Empty where nothing is published:
+count, though tiles take one. Bytes from L2: 2 · {_TILE} · D rows of 2 bytes, and the tile of H in the gradient, at 35 a cycle
+and multiprocessor, which is what products without multicast are seen to get on an A100 and an H100. In shared memory these rows
+are written once and read by two instructions of 64 rows each (sm_90), or by every LDSM (sm_80). Empty where nothing is known:
 L2 on sm_100 and sm_120, and how fast sm_90 and sm_100 run the HMMA of the CUDA kernels, which is not their fastest
 tensor-core instruction.
+
+"""
+
+STEPS_HEADER = f"""
+## Whole steps by the model, in ms
+
+bfloat16, forward and backward with the Triton kernels, whose tiles take the share above of the tensor peak; the second product
+at {" and ".join(f"{c.product / 1e12:.0f} TFLOP/s on an {c.name}" for c in CARDS)}, at clocks of
+{" and ".join(f"{c.clock / 1e9:.2f} GHz" for c in CARDS)}. What was measured stands in gpu.md; this did not.
 
 """
 
@@ -73,7 +103,7 @@ class Row:
     instructions_in_loop: int
     instructions: int
     share: float | None
-    share_with_l2: float | None
+    share_with_memory: float | None
 
     def cells(self) -> list[str]:
         return [_cell(value) for value in asdict(self).values()]
@@ -98,7 +128,7 @@ def row(backend: str, kernel: str, arch: str, d: int) -> Row:
 
 
 def model(code: Code, arch: str, d: int, writes_h: bool) -> tuple[float, float | None]:
-    """The share of the tensor peak, without and with the second-level cache."""
+    """The share of the tensor peak, without and with the second-level cache and shared memory."""
     part, warps, tensor_core = PARTS[arch], code.threads // 32, TENSOR_CORE[arch]
     loop = product_loop(code, tensor_core).counts
     times = products_wanted(tensor_core, code.threads, d) / loop[tensor_core]
@@ -113,8 +143,23 @@ def model(code: Code, arch: str, d: int, writes_h: bool) -> tuple[float, float |
     longest = max(tensor, exp, issue, pipe, alone / code.programs(arch))
     if part.l2 is None:
         return tensor / longest, None
-    l2 = (2 * _TILE * d * 2 + writes_h * _TILE * _TILE * 2) / part.l2
-    return tensor / longest, tensor / max(longest, l2)
+    rows = 2 * _TILE * d * 2
+    l2 = (rows + writes_h * _TILE * _TILE * 2) / part.l2
+    read = rows + _TILE * d * 2 if arch == "90" else loop["LDSM"] * times * warps * 512
+    return tensor / longest, tensor / max(longest, l2, (rows + read) / _SHARED)
+
+
+def steps(rows: list[Row]) -> list[list[str]]:
+    """Milliseconds of whole steps by the model, for the Triton kernels: forward, gradient, second product, all."""
+    lines = []
+    for card in CARDS:
+        peak = PARTS[card.sm].flops * card.multiprocessors * card.clock
+        for what, pairs, d in STEPS:
+            share = {r.kernel: r.share_with_memory for r in rows if (r.backend, r.sm, r.d) == ("triton", card.sm, d)}
+            tiles = [pairs * d / (share[kernel] * peak) for kernel in KERNELS]
+            times = [*tiles, 2 * pairs * d / card.product]
+            lines.append([card.name, what, str(d), *(f"{1e3 * t:.1f}" for t in (*times, sum(times)))])
+    return lines
 
 
 def _instructions(counts) -> int:
@@ -132,10 +177,14 @@ def main() -> None:
     names = [field.name for field in fields(Row)]
     with open(RESULTS / "static.csv", "w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([names, *(r.cells() for r in rows)])
-    lines = [[name.replace("_", " ") for name in names], ["---"] * len(names), *(r.cells() for r in rows)]
-    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    (RESULTS / "static.md").write_text(HEADER + table)
-    print(table)
+    text = HEADER + _table([name.replace("_", " ") for name in names], [r.cells() for r in rows])
+    text += STEPS_HEADER + _table(["card", "step", "d", *KERNELS, "second product", "all"], steps(rows))
+    (RESULTS / "static.md").write_text(text)
+    print(text)
+
+
+def _table(head: list[str], lines: list[list[str]]) -> str:
+    return "".join(f"| {' | '.join(line)} |\n" for line in (head, ["---"] * len(head), *lines))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,6 @@
 
 import importlib.util
 import os
-import shutil
-import subprocess
 import sys
 import tarfile
 import zipfile
@@ -12,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "csrc", "uniclip_kernels")
+from tests.wheels import ROOT, build, copy_sources, copy_tests, install, run
+
 INSTALL_CUDA = r"pip install 'cuda-toolkit\[nvcc,cccl\]==13.0.\*'"
 
 pytestmark = pytest.mark.skipif(
@@ -136,27 +134,6 @@ def test_make_install_brings_what_the_build_requires():
         assert requirement.replace("torch>=2.10", "torch==2.") in makefile
 
 
-def copy_sources(target: Path) -> Path:
-    """A clean tree to build in."""
-    for name in SOURCES:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-        else:
-            target.mkdir(exist_ok=True)
-            shutil.copy(source, target)
-    return target
-
-
-def run(*command: str | Path, cwd: Path, **environment: str) -> str:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("COV")} | environment
-    done = subprocess.run(
-        command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
-
-
 def python(*args: str | Path, cwd: Path, **environment: str) -> str:
     return run(sys.executable, *args, cwd=cwd, **environment)
 
@@ -165,10 +142,6 @@ def outside(*args: str | Path, cwd: Path, target: Path) -> str:
     """Python with the package of a folder, and without site: an editable install would lend it what it lacks."""
     site = Path(torch.__file__).parents[1]
     return python("-S", *args, cwd=cwd, PYTHONPATH=f"{target}{os.pathsep}{site}")
-
-
-def install(wheel: Path, target: Path) -> None:
-    python("-m", "pip", "install", "--quiet", "--no-deps", "--target", target, wheel, cwd=target.parent)
 
 
 def test_sdist_and_wheel(tmp_path):
@@ -191,7 +164,7 @@ def test_sdist_and_wheel(tmp_path):
     assert held - extensions == {str(p.relative_to(tree)) for p in package}
     assert sorted(Path(name).name.split(".")[0] for name in extensions) == ["_C", "_cuda"]
 
-    install(wheel, target)
+    install(sys.executable, wheel, target)
     for name in extensions:
         machine_code = (target / name).read_bytes()
         assert str(tmp_path).encode() not in machine_code
@@ -204,8 +177,7 @@ def test_sdist_and_wheel(tmp_path):
     printed = outside("-c", facts, cwd=elsewhere, target=target)
     assert printed == f"{target / 'uniclip_kernels' / '__init__.py'} [80, 90, 100, 120]\n"
 
-    shutil.copytree(ROOT / "tests", elsewhere / "tests", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", elsewhere)
+    copy_tests(elsewhere)
     chosen = [f"tests/test_{name}.py" for name in ("info", "inputs", "modules")]
     outside("-m", "pytest", "-p", "no:cacheprovider", *chosen, cwd=elsewhere, target=target)
 
@@ -223,13 +195,9 @@ except ValueError as error:
 
 
 def test_installed_without_a_compiler(tmp_path):
-    tree = copy_sources(tmp_path / "tree")
-    wheels = tmp_path / "wheels"
-    flags = ("--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", wheels)
-    python("-m", "pip", "wheel", *flags, tree, cwd=tmp_path, PATH=str(tmp_path), CXX="", UNICLIP_BUILD_CUDA="")
-    (wheel,) = wheels.iterdir()
+    wheel = build(sys.executable, tmp_path, PATH=str(tmp_path), CXX="", UNICLIP_BUILD_CUDA="")
     assert wheel.name.endswith("-py3-none-any.whl")
-    install(wheel, tmp_path / "installed")
+    install(sys.executable, wheel, tmp_path / "installed")
     loss, reason, error = outside("-c", USE_IT, cwd=tmp_path, target=tmp_path / "installed").splitlines()
     assert float(loss) == pytest.approx(1.0986123)  # log(1 + 2)
     assert "uniclip_kernels._C was not built" in reason

@@ -79,6 +79,8 @@ def test_cuda_without_a_device(built, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     assert cuda.CUDABackend().unusable() == "there is no CUDA device"
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    assert cuda.CUDABackend().unusable() == f"it was built for CUDA 13.0, and torch {torch.__version__} for 12.8"
     monkeypatch.setattr(torch.version, "cuda", None)
     assert cuda.CUDABackend().unusable() == f"torch {torch.__version__} was built without CUDA"
 

@@ -42,6 +42,15 @@ def test_modelled_share_of_the_tensor_peak(kernel, arch):
     assert static_table.row("triton", kernel, arch, 512).share >= 0.65
 
 
+def test_modelled_time_of_whole_steps_on_an_h100():
+    rows = [
+        static_table.row("triton", k, sm, d) for k in static_table.KERNELS for sm in ("80", "90") for d in (512, 768)
+    ]
+    mp_nce, _, clip = (float(line[-1]) for line in static_table.steps(rows)[:3])
+    assert mp_nce <= 38
+    assert clip <= 47
+
+
 def test_the_model_sees_a_slow_epilogue(monkeypatch):
     monkeypatch.setattr(static_table, "_ISSUE", 1)
     assert static_table.row("triton", "forward", "90", 512).share < 0.5

@@ -19,7 +19,7 @@ from ._layout import Layout, Rectangle, sort_rows
 from ._problem import Problem
 from ._version import __version__
 
-#: Modules of this package, in order of preference.
+#: Modules of this package.
 _MODULES = {"triton": ".triton", "cuda": ".cuda", "cpu": ".cpu"}
 REFERENCE = "reference"
 NAMES = (*_MODULES, REFERENCE)
@@ -41,6 +41,10 @@ class Backend(ABC):
 
     def padded_columns(self, d: int) -> int:
         return -(-d // self.column_multiple) * self.column_multiple
+
+    def preference(self, device: torch.device, dtype: torch.dtype) -> int:
+        """The default for rows of ``dtype`` on a device is the usable backend that prefers them most."""
+        return 0
 
     def identity(self) -> str:
         """All that shapes and dtypes of the operators' outputs depend on besides their other arguments.
@@ -186,19 +190,19 @@ def check_backend(name: str | None) -> None:
 
 
 @torch.compiler.assume_constant_result
-def choose(name: str | None, device_type: str) -> str:
-    """The backend that will run, as ``find`` takes it: ``name`` if it can, or the best usable one for the device."""
+def choose(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
+    """The backend that will run, as ``find`` takes it: ``name`` if it can, or the best usable one for rows of that kind."""
     check_backend(name)
     if name is None:
-        usable = (n for n in _MODULES if _load(n)[1] is None and _load(n)[0].device_type == device_type)
-        name = next(usable, REFERENCE)
+        usable = [n for n in _MODULES if _load(n)[1] is None and _load(n)[0].device_type == device.type]
+        name = max(usable, key=lambda n: _load(n)[0].preference(device, dtype), default=REFERENCE)
     if name == REFERENCE:
         return name
     backend, reason = _load(name)
     if reason is not None:
         raise ValueError(f"backend {name!r} is not usable here: {reason}")
-    if backend.device_type != device_type:
-        raise ValueError(f"backend {name!r} needs tensors on {backend.device_type}, got {device_type}")
+    if backend.device_type != device.type:
+        raise ValueError(f"backend {name!r} needs tensors on {backend.device_type}, got {device.type}")
     return f"{name} {backend.identity()}"
 
 

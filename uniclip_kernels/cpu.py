@@ -1,4 +1,4 @@
-"""The CPU backend: C++ tiles with the vector instructions that the processor has, products by PyTorch's own library."""
+"""The CPU backend: C++ tiles and matrix products, with the vector and tile instructions that the processor has."""
 
 from __future__ import annotations
 

@@ -40,6 +40,8 @@ class CUDABackend(Backend):
             return str(error)
         if torch.version.cuda is None:
             return f"torch {torch.__version__} was built without CUDA"
+        if torch.version.cuda.split(".")[0] != extension.cuda_version.split(".")[0]:
+            return f"it was built for CUDA {extension.cuda_version}, and torch {torch.__version__} for {torch.version.cuda}"
         if not torch.cuda.is_available():
             return "there is no CUDA device"
         capability = "{}.{}".format(*torch.cuda.get_device_capability())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -42,7 +44,8 @@ def mp_nce(
             triangle is read, and gets the gradient.
         offset: b, subtracted from the cosine; likewise.
         weight: weight of each positive by [anchor domain, positive domain]; a float, a 0-dim tensor or (K, K). No gradient.
-        domain_mask: (K, K) bool, symmetric; False removes a pair of domains from positives and negatives.
+        domain_mask: (K, K) bool, symmetric; False removes a pair of domains from positives and negatives. On the CPU it may stay
+            there: then a GPU is never given the pairs that it removes, if ``domain_ids`` are those of :func:`stack_views`.
         reduction: "mean" over the anchors that have a positive, "sum", or "none": (M,) with 0 where there is no positive.
         normalize: divide each row by max(norm, 1e-12) first; False takes the rows as they are.
         backend: "triton", "cuda", "cpu", "reference", or None for the best usable one on the tensors' device.
@@ -62,12 +65,16 @@ def mp_nce(
         check_ids("domain_ids", domain_ids, "embeddings", embeddings)
     check_tables(embeddings, temperature=temperature, offset=offset, weight=weight, domain_mask=domain_mask)
     check_reduction(reduction)
-    chosen = choose(backend, embeddings.device.type)
+    chosen = choose(backend, embeddings.device, embeddings.dtype)
 
     k, ignore_domains = num_domains_of(temperature, offset, weight, domain_mask)
     like = embeddings.new_empty(0, dtype=accumulator_dtype(embeddings.dtype))
     tau, b, w = (full_table(value, k, like) for value in (temperature, offset, weight))
     w = w.detach()
+    allowed = _allowed(domain_mask)
+    if domain_mask is not None and domain_mask.device != embeddings.device:
+        device = embeddings.device
+        domain_mask = domain_mask.to(device) if allowed is None else _on_device(allowed, device)
     if chosen == REFERENCE:
         tau, b = symmetric_table(tau, k, like), symmetric_table(b, k, like)
         given = {} if domain_ids is None else {"domain_ids": domain_ids}
@@ -77,8 +84,8 @@ def mp_nce(
         return reference.mp_nce(embeddings, sample_ids, ids, normalize=normalize, **options)
     check_reverse_mode("mp_nce", embeddings, tau, b)
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (embeddings, tau, b))
-    known = _sizes(embeddings, domain_ids, k, ignore_domains), _allowed(domain_mask)
-    tables = tau, b, w, None if domain_mask is None else domain_mask.to(embeddings.device, non_blocking=True)
+    known = _sizes(embeddings, domain_ids, k, ignore_domains), allowed
+    tables = tau, b, w, domain_mask
     return torch.ops.uniclip_kernels.mp_nce_fwd(
         embeddings, sample_ids, domain_ids, *tables, ignore_domains, keep, *known, reduction, normalize, chosen
     )[0]
@@ -123,7 +130,7 @@ def domain_similarity(
     if y_domain_ids is not None:
         check_ids("y_domain_ids", y_domain_ids, "y", y)
     check_tables(x, temperature=temperature, offset=offset)
-    chosen = choose(backend, x.device.type)
+    chosen = choose(backend, x.device, x.dtype)
 
     k, ignore_domains = num_domains_of(temperature, offset)
     like = x.new_empty(0, dtype=accumulator_dtype(x.dtype))
@@ -151,11 +158,18 @@ def _sizes(embeddings: Tensor, domain_ids: Tensor | None, num_domains: int, igno
     return [*sizes, *[0] * (num_domains - len(sizes))]
 
 
-def _allowed(domain_mask: Tensor | None) -> list[bool] | None:
+def _allowed(domain_mask: Tensor | None) -> tuple[bool, ...] | None:
     """The mask row by row where the host can tell."""
     if domain_mask is None or torch.compiler.is_compiling():
         return None
-    return domain_mask.flatten().tolist() if domain_mask.device.type == "cpu" else _known.kept(domain_mask)
+    return tuple(domain_mask.flatten().tolist()) if domain_mask.device.type == "cpu" else _known.kept(domain_mask)
+
+
+@functools.lru_cache(maxsize=64)
+def _on_device(allowed: tuple[bool, ...], device: torch.device) -> Tensor:
+    """A (K, K) mask from its values; copied to the device once, so that CUDA graphs can be captured."""
+    k = math.isqrt(len(allowed))
+    return torch.tensor(allowed).view(k, k).to(device, non_blocking=True)
 
 
 def stack_views(views: Sequence[Tensor], domains: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,5 +1,5 @@
-// Matrix products of small blocks, one thread each. They are our own: PyTorch's have no stable interface, and through
-// the dispatcher a block would cost more than its product takes.
+// Matrix products of small blocks, one thread each. They are our own, since PyTorch's block products have no stable
+// interface.
 #pragma once
 
 #include "types.h"

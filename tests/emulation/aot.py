@@ -43,6 +43,9 @@ ROW_KERNELS = (
     "similarity_matrix_grad_kernel",
 )
 SUM_KERNELS = (  # which the dtype of the rows does not concern
+    "check_values_kernel",
+    "number_samples_kernel",
+    "layout_kernel",
     "merge_lse_kernel",
     "sum_pairs_kernel",
     "sum_pairs_kernel DIAGONAL",

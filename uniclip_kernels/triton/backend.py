@@ -46,6 +46,9 @@ class TritonBackend(Backend):
             return "it needs a device of compute capability 8.0 or newer"
         return None
 
+    def preference(self, device: torch.device, dtype: torch.dtype) -> int:
+        return 1
+
     def compute_dtype(self, dtype: torch.dtype, normalize: bool) -> torch.dtype:
         return dtype
 
@@ -80,7 +83,7 @@ class TritonBackend(Backend):
         slots = padded_rows(m, k, self.block, sizes)
         by_sample, row = torch.sort(sample_ids, stable=True)
         domain = torch.empty(m, dtype=torch.uint8 if k < 255 else torch.int16, device=device)
-        first, end = torch.empty(2, m, dtype=torch.int32, device=device)
+        first, end = (torch.empty(m, dtype=torch.int32, device=device) for _ in range(2))
         steps = m.bit_length()  # of a search
         stride = 0 if domain_ids is None else domain_ids.stride(0)
         args = by_sample, row, domain_ids, domain, first, end, m, steps, stride, k

@@ -51,13 +51,13 @@ def similarity_grad_kernel(
     col_tile = first_col_tile + jt
     lane = tl.arange(0, BLOCK)
     half = tl.arange(0, BLOCK // 2)
-    stride = col_tiles * BLOCK
-    here = h + it.to(tl.int64) * BLOCK * stride + jt * BLOCK
-    mirrored = h + jt.to(tl.int64) * BLOCK * stride + it * BLOCK
+    stride = col_tiles.to(tl.int64) * BLOCK
+    here = h + it * (stride * BLOCK) + jt * BLOCK
+    mirrored = h + jt * (stride * BLOCK) + it * BLOCK
     part = parts + it.to(tl.int64) * col_tiles + jt
     second_part = part + row_tiles.to(tl.int64) * col_tiles
 
-    pair, live = domain_pair(tiles, row_tile, col_tile, domain_mask, K)
+    a, b, live = domain_pair(tiles, row_tile, col_tile, domain_mask, K)
     if not live:
         nothing = tl.zeros((BLOCK, BLOCK), h.dtype.element_ty)
         inner = lane[:, None] * stride + lane[None, :]
@@ -68,47 +68,52 @@ def similarity_grad_kernel(
         tl.store(second_part, 0.0)
         return
 
-    i = row_tile * BLOCK
-    j = col_tile * BLOCK
-    # What the tile needs is loaded while the first rows are on their way.
-    tau = tl.load(temperature + pair)
-    inv_tau = 1.0 / tau
-    scale = LOG2E * inv_tau
-    shift = tl.load(offset + pair) * scale
+    i = row_tile.to(tl.int64) * BLOCK
+    j = col_tile.to(tl.int64) * BLOCK
+    dots = dot_tile(rows, rows, i, j, D, BLOCK, BLOCK_D, PRECISION, DESCRIPTORS)
+    tau = tl.load(temperature + a * K + b)
+    scale = LOG2E / tau
+    shift = tl.load(offset + a * K + b) * scale
+    row = i + lane
     only_negatives = holds_only_negatives(tiles, row_tile, col_tile, BLOCK)
-    row_lse = tl.load(lse + i + lane) * LOG2E
-    col_lse = tl.load(lse + j + lane) * LOG2E
-    top = tl.maximum(tl.max(row_lse, 0), tl.max(col_lse, 0))
-    bottom = tl.minimum(tl.min(row_lse, 0), tl.min(col_lse, 0))
-    row_coefficient = tl.load(coefficient + i + lane) * inv_tau
-    left, right = halves(dot_tile(rows, rows, i, j, D, BLOCK, BLOCK_D, PRECISION, DESCRIPTORS), BLOCK)
-    sum_h = 0.0  # of H / τ
+    left, right = halves(dots, BLOCK)
+    if ONE_EXPONENTIAL:
+        row_lse = tl.load(lse + row) * LOG2E
+        in_cols = tl.load(lse + j + lane) * LOG2E
+        top = tl.maximum(tl.max(row_lse, 0), tl.max(in_cols, 0))
+        bottom = tl.minimum(tl.min(row_lse, 0), tl.min(in_cols, 0))
+        one_exponential = only_negatives & (top - bottom < SPREAD)
+    sum_h = 0.0
     sum_hx = 0.0
-    if ONE_EXPONENTIAL and (only_negatives & (top - bottom < SPREAD)):
+    if ONE_EXPONENTIAL and one_exponential:
         # 2^(x - lse_i) c_i + 2^(x - lse_j) c_j = 2^(x - top) (w_i + w_j) with w = 2^(top - lse) c
-        row_weight = tl.exp2(top - row_lse) * row_coefficient
+        inv_tau = 1.0 / tau
+        row_weight = tl.exp2(top - row_lse) * (tl.load(coefficient + row) * inv_tau)
         for side in tl.static_range(2):
-            col = side * (BLOCK // 2) + half
+            col = j + side * (BLOCK // 2) + half
             x = (right if side else left) * scale - (shift + top)
-            col_weight = tl.exp2(top - tl.load(lse + j + col) * LOG2E) * (tl.load(coefficient + j + col) * inv_tau)
+            col_weight = tl.exp2(top - tl.load(lse + col) * LOG2E) * (tl.load(coefficient + col) * inv_tau)
             grad = tl.exp2(x) * (row_weight[:, None] + col_weight[None, :])
-            tl.store(here + (lane[:, None] * stride + col[None, :]), grad.to(h.dtype.element_ty))
+            out = grad.to(h.dtype.element_ty)
+            tl.store(here + (lane[:, None] * stride + (side * (BLOCK // 2) + half)[None, :]), out)
             sum_h += tl.sum(grad)
             sum_hx += tl.sum(grad * x)
-        sum_hx += sum_h * top
+        sum_h *= tau
+        sum_hx = sum_hx * tau + sum_h * top
     else:
-        row_lse = _finite(row_lse)
         for side in tl.static_range(2):
-            col = side * (BLOCK // 2) + half
+            col = j + side * (BLOCK // 2) + half
             x = (right if side else left) * scale - shift
             if not only_negatives:
-                x = tl.where(negatives(tl.load(ids + i + lane), tl.load(ids + j + col)), x, NOTHING)
-            col_coefficient = tl.load(coefficient + j + col) * inv_tau
-            grad = tl.exp2(x - row_lse[:, None]) * row_coefficient[:, None]
-            grad += tl.exp2(x - _finite(tl.load(lse + j + col) * LOG2E)[None, :]) * col_coefficient[None, :]
-            tl.store(here + (lane[:, None] * stride + col[None, :]), grad.to(h.dtype.element_ty))
+                x = tl.where(negatives(tl.load(ids + row), tl.load(ids + col)), x, NOTHING)
+            row_lse = _finite(tl.load(lse + row)) * LOG2E
+            col_lse = _finite(tl.load(lse + col)) * LOG2E
+            grad = tl.exp2(x - row_lse[:, None]) * tl.load(coefficient + row)[:, None]
+            grad += tl.exp2(x - col_lse[None, :]) * tl.load(coefficient + col)[None, :]
             sum_h += tl.sum(grad)
             sum_hx += tl.sum(grad * x)
+            out = (grad * (1.0 / tau)).to(h.dtype.element_ty)
+            tl.store(here + (lane[:, None] * stride + (side * (BLOCK // 2) + half)[None, :]), out)
     if DIAGONAL and it != jt:  # from memory: to turn it in registers takes a second set of them
         tl.debug_barrier()
         for side in tl.static_range(2):
@@ -118,5 +123,5 @@ def similarity_grad_kernel(
     once = 1.0
     if DIAGONAL:
         once = tl.where(it == jt, 0.5, 1.0)  # a tile on the diagonal holds every pair twice
-    tl.store(part, sum_h * (once * tau))
-    tl.store(second_part, sum_hx * (once * tau * LN2))
+    tl.store(part, sum_h * once)
+    tl.store(second_part, sum_hx * (once * LN2))

@@ -75,7 +75,7 @@ def similarity_lse_kernel(
     col_out = by_col + (it.to(tl.int64) * col_tiles + jt) * BLOCK
     sums = row_tiles.to(tl.int64) * col_tiles * BLOCK  # from a top to its sum
 
-    pair, live = domain_pair(tiles, row_tile, col_tile, domain_mask, K)
+    a, b, live = domain_pair(tiles, row_tile, col_tile, domain_mask, K)
     if not live:
         top = tl.full((BLOCK,), -float("inf"), tl.float32)
         total = tl.zeros((BLOCK,), tl.float32)
@@ -83,13 +83,13 @@ def similarity_lse_kernel(
         _store(col_out + lane, sums, top, total)
         return
 
-    i = row_tile * BLOCK
-    j = col_tile * BLOCK
-    # What the tile needs is loaded while the first rows are on their way.
-    scale = LOG2E / tl.load(temperature + pair)
-    shift = tl.load(offset + pair) * scale
+    i = row_tile.to(tl.int64) * BLOCK
+    j = col_tile.to(tl.int64) * BLOCK
+    dots = dot_tile(rows, rows, i, j, D, BLOCK, BLOCK_D, PRECISION, DESCRIPTORS)
+    scale = LOG2E / tl.load(temperature + a * K + b)
+    shift = tl.load(offset + a * K + b) * scale
     only_negatives = holds_only_negatives(tiles, row_tile, col_tile, BLOCK)
-    left, right = halves(dot_tile(rows, rows, i, j, D, BLOCK, BLOCK_D, PRECISION, DESCRIPTORS), BLOCK)
+    left, right = halves(dots, BLOCK)
     has_columns = not (DIAGONAL and it == jt)
 
     done = False

@@ -27,10 +27,10 @@ def similarity_matrix_kernel(
 ):
     """s (x_rows, y_rows) = (x · y - offset) / temperature, by the domains of row and column."""
     it, jt = tile_of_program(tl.cdiv(x_rows, BLOCK), tl.cdiv(y_rows, BLOCK), False)
-    i = it * BLOCK
-    j = jt * BLOCK
+    i = it.to(tl.int64) * BLOCK
+    j = jt.to(tl.int64) * BLOCK
     left, right = halves(dot_tile(x, y, i, j, D, BLOCK, BLOCK_D, PRECISION, DESCRIPTORS), BLOCK)
-    row = i.to(tl.int64) + tl.arange(0, BLOCK)
+    row = i + tl.arange(0, BLOCK)
     in_x = row < x_rows
     a = tl.load(x_domains + row, mask=in_x, other=0)
     for side in tl.static_range(2):

@@ -38,13 +38,13 @@ def tile_of_program(row_tiles, col_tiles, DIAGONAL: tl.constexpr):
 
 @triton.jit
 def domain_pair(tiles, row_tile, col_tile, domain_mask, K):
-    """The place of the domains of the two tiles in a table, and whether there is anything to compare."""
+    """The domains of the two tiles, and whether there is anything to compare."""
     a = tl.load(tiles + row_tile * 4)
     b = tl.load(tiles + col_tile * 4)
     live = (a >= 0) & (b >= 0)
     if domain_mask is not None:
         live = live & (tl.load(domain_mask + a * K + b, mask=live, other=0) != 0)
-    return a * K + b, live
+    return a, b, live
 
 
 @triton.jit
@@ -84,12 +84,14 @@ def dot_tile(
     dots = tl.zeros((BLOCK, BLOCK), tl.float32)
     if DESCRIPTORS:
         for k in range(0, D, BLOCK_D):
-            dots = tl.dot(x.load([i, k]), y.load([j, k]).T, dots, input_precision=PRECISION)
+            x_tile = x.load([i.to(tl.int32), k])
+            y_tile = y.load([j.to(tl.int32), k])
+            dots = tl.dot(x_tile, y_tile.T, dots, input_precision=PRECISION)
     else:
         row = tl.arange(0, BLOCK) * D
         k = tl.arange(0, BLOCK_D)
-        x_tile = x + i.to(tl.int64) * D + (row[:, None] + k[None, :])
-        y_tile = y + j.to(tl.int64) * D + (row[None, :] + k[:, None])
+        x_tile = x + i * D + (row[:, None] + k[None, :])
+        y_tile = y + j * D + (row[None, :] + k[:, None])
         for _ in range(0, D, BLOCK_D):
             dots = tl.dot(tl.load(x_tile), tl.load(y_tile), dots, input_precision=PRECISION)
             x_tile += BLOCK_D

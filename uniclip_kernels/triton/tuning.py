@@ -33,9 +33,13 @@ def configurations(kernel: triton.JITFunction, arch: str, dtype: torch.dtype) ->
     if arch == "90":
         chosen = _configuration(64, 3, num_warps, True, True)
         return [chosen, chosen | {"DESCRIPTORS": False}, chosen | {"ONE_EXPONENTIAL": False}]
-    deep, shallow = _configuration(64, 3, num_warps), _configuration(64, 2, num_warps)
-    small_memory = arch.startswith(("12", "gfx"))  # two programs have to share 100 KB or less
-    first, second = (shallow, deep) if small_memory else (deep, shallow)
+    narrow, shallow, deep = (_configuration(*c, num_warps) for c in ((32, 4), (64, 2), (64, 3)))
+    if arch.startswith("8"):  # where pointers to more columns take the last registers
+        first, second = narrow, deep
+    elif arch.startswith(("12", "gfx")):  # where two programs share 100 KB or less
+        first, second = shallow, narrow
+    else:
+        first, second = deep, shallow
     return [first, second, first | {"ONE_EXPONENTIAL": True}]
 
 
