@@ -6,6 +6,7 @@ packages, or nvcc on the PATH: the first one of the CUDA version that torch was 
 
     UNICLIP_BUILD_CUDA=0   leaves the CUDA kernels out, which are two thirds of the build
     UNICLIP_BUILD_CUDA=1   makes it an error if they cannot be built
+    UNICLIP_CUDA_ARCHITECTURES=80,90   builds them for these alone
     CXX, MAX_JOBS          the C++ compiler; how many files are compiled at once
 """
 
@@ -24,7 +25,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 ROOT = Path(__file__).resolve().parent
-CUDA_ARCHITECTURES = (80, 90, 100, 120)
+CUDA_ARCHITECTURES = tuple(map(int, os.environ.get("UNICLIP_CUDA_ARCHITECTURES", "80,90,100,120").split(",")))
 HOPPER = "csrc/cuda/hopper"  # kernels made of instructions that only sm_90a has
 CUDA_PACKAGE = "cuda-toolkit[nvcc,cccl]"
 # The oldest PyTorch whose stable ABI has what csrc/ calls, as its headers encode it. They leave out what came later and

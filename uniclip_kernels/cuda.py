@@ -50,6 +50,9 @@ class CUDABackend(Backend):
             return f"it was built for compute capability {built} and newer, and the device has {capability}"
         return None
 
+    def preference(self, device: torch.device, dtype: torch.dtype) -> int:
+        return 2 if dtype != torch.float32 and _hopper_multiprocessors(device) else 0
+
     def compute_dtype(self, dtype: torch.dtype, normalize: bool) -> torch.dtype:
         return dtype
 
