@@ -18,6 +18,7 @@ from ._checks import values_are_checked, values_wanted
 from ._layout import Layout, Rectangle, empty_layout, known_starts, padded_rows
 from ._problem import Problem
 
+_HOPPER_DTYPES = torch.bfloat16, torch.float16
 _CHECKED = 256  # entries of one block of check_values_kernel
 
 
@@ -51,7 +52,8 @@ class CUDABackend(Backend):
         return None
 
     def preference(self, device: torch.device, dtype: torch.dtype) -> int:
-        return 2 if dtype != torch.float32 and _hopper_multiprocessors(device) else 0
+        """More than Triton's where there are kernels for compute capability 9.0 alone."""
+        return 2 if _hopper_multiprocessors(device) and dtype in _HOPPER_DTYPES else 0
 
     def compute_dtype(self, dtype: torch.dtype, normalize: bool) -> torch.dtype:
         return dtype
@@ -215,7 +217,7 @@ def _hopper_multiprocessors(device: torch.device) -> int:
 
 def _hopper_blocks(rows: Tensor, rectangle: Rectangle, tiles: tuple[int, int, int, int]) -> int:
     """Blocks for the kernels of csrc/cuda/hopper, or 0 where these are not for the rows."""
-    if rows.dtype == torch.float32:
+    if rows.dtype not in _HOPPER_DTYPES:
         return 0
     return min(_hopper_multiprocessors(rows.device), _tile_count(rectangle, tiles))
 

@@ -1,5 +1,4 @@
-// The pipeline that the kernels over tiles share on sm_90a. A block of three warpgroups takes a run of tiles of 128 x
-// 128.
+// The pipeline that the kernels over tiles share on sm_90a. A block of three warpgroups takes a run of tiles.
 //
 //   warp 0          loads:  rows of the row tile, which stay in shared memory as long as its tiles last, and a ring of
 //                           chunks of 64 columns of everything else, through the copy engine
@@ -326,11 +325,9 @@ class Pipeline {
   const Problem& problem_;
 };
 
-// Runs a task over the tiles of a block. Of a Task:
-//   begin_piece(row, piece, lane)       by the planning warp, before the tiles of the piece
-//   empty_tile(row, col, lane)          by the planning warp, for tiles without anything to compare
-//   kPrepares, prepare(tile, buffer)    by a warp, for the tiles of warpgroup `buffer` that it has been told of;
-//   optional epilogue(t, tile, c)                by a warpgroup
+// Runs a task over the tiles of a block. The planning warp calls begin_piece(row, piece, lane) before the tiles of a
+// piece, and empty_tile(row, col, lane) for those without anything to compare; one warp calls prepare(t, tile) for
+// every other tile, if the task kPrepares; and a warpgroup calls epilogue(t, tile, products).
 template <class Task, class E, bool kAllStay>
 __device__ __forceinline__ void run_pipeline(const CUtensorMap& map, const Problem& problem, Shared<kAllStay>& memory,
                                              Task task) {
