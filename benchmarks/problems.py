@@ -114,12 +114,14 @@ def expected_when_large(batch: Batch) -> list[Tensor]:
     lower, upper = (
         f(batch.domain_ids[:, None], torch.arange(2, device=z.device)) for f in (torch.minimum, torch.maximum)
     )
+    is_of = (batch.domain_ids == torch.arange(2, device=z.device)[:, None]).to(dtype)
     total, grads = z.new_zeros(()), [torch.zeros_like(t) for t in (rows, temperature, offset)]
     height = max(1, PANEL // m)
     for start in range(0, m, height):
         panel = slice(start, start + height)
-        # Of each row the (2,) entries for its domain with either, spread over the columns by their domain.
-        tau, b = (t[lower[panel], upper[panel]][:, batch.domain_ids] for t in (temperature, offset))
+        # Of each row the (2,) entries for its domain with either, spread over the columns by their domain: as a product, since
+        # the gradient of an index adds up the entries of a column one after the other.
+        tau, b = (t[lower[panel], upper[panel]] @ is_of for t in (temperature, offset))
         s = (rows[panel] @ rows.T - b) / tau
         same = batch.sample_ids[panel, None] == batch.sample_ids
         positive = same.clone()

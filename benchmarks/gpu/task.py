@@ -72,6 +72,10 @@ class Context:
         )
 
 
+#: A task that takes so many times what was expected, and so many seconds, must not take the time of those after it.
+PATIENCE, SHORTEST_LIMIT = 4, 60.0
+
+
 @dataclass(frozen=True)
 class Task:
     part: str
@@ -86,17 +90,17 @@ class Task:
 
 
 def results(task: Task, context: Context) -> Iterator[Result | Failure]:
-    """Each as soon as it is there; a Failure is the last. Raises TimeoutError at the deadline."""
+    """Each as soon as it is there; a Failure is the last. Raises TimeoutError at the deadline, or that of the task alone."""
     # Forked, so that PyTorch need not be imported again. The parent must not touch the GPU: a fork could not use it then.
     fork = multiprocessing.get_context("fork")
     receiver, sender = fork.Pipe(duplex=False)
     child = fork.Process(target=_in_child, args=(task, context, sender))
     child.start()
     sender.close()
+    deadline = min(context.deadline, time.time() + max(SHORTEST_LIMIT, PATIENCE * task.seconds))
     try:
         while True:
-            timeout = None if context.deadline == float("inf") else max(context.seconds_left(), 0)
-            ready = wait([receiver, child.sentinel], timeout)
+            ready = wait([receiver, child.sentinel], max(deadline - time.time(), 0))
             if not ready:
                 raise TimeoutError
             try:
