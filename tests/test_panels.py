@@ -9,6 +9,7 @@ from tests.emulation.aot import Recorder
 from tests.emulation.installed import installed
 from uniclip_kernels import MPNCELoss, _known, mp_nce, stack_views
 from uniclip_kernels._layout import panels_of_sizes, rectangles, sort_rows, uniform_panels
+from uniclip_kernels.functional import _on_device
 from uniclip_kernels.triton import TritonBackend
 
 CLIP = torch.tensor([[False, True], [True, False]])
@@ -58,6 +59,22 @@ def test_what_is_kept_of_a_tensor_is_void_once_it_is_written_to():
     domain_ids[0] = 1
     assert _known.kept(domain_ids) is None
     assert _known.kept(domain_ids.clone()) is None
+
+
+def test_ids_that_numpy_wrote_to_are_looked_at_again():
+    views = [torch.randn(8, 4) for _ in range(3)]
+    z, sample_ids, domain_ids = stack_views(views, [0, 0, 1])
+    domain_ids.numpy()[0] = 1
+    tables = {"temperature": torch.full((2, 2), 0.1), "offset": torch.tensor([[0.0, 0.2], [0.2, 0.0]])}
+    torch.testing.assert_close(
+        mp_nce(z, sample_ids, domain_ids, **tables), mp_nce(z, sample_ids, domain_ids.clone(), **tables)
+    )
+
+
+def test_a_mask_first_seen_in_inference_mode_can_be_trained_with():
+    with torch.inference_mode():
+        mask = _on_device((True, False, False, True), torch.device("cpu"))
+    assert not mask.is_inference()
 
 
 def programs(recorder: Recorder, kernel: str) -> int:

@@ -69,8 +69,9 @@ def padded_rows(m: int, num_domains: int, block: int, sizes: Sequence[int] | Non
 @functools.lru_cache(maxsize=64)
 def known_starts(sizes: tuple[int, ...], block: int, device: torch.device) -> Tensor:
     """(K + 1,) int64: first slot of each domain, and the number of slots. Made once: it is copied from the host."""
-    tiles = torch.tensor([0, *((size + block - 1) // block for size in sizes)])
-    return (tiles.cumsum(0) * block).to(device, non_blocking=True)
+    with torch.inference_mode(False):  # it will be used in training too
+        tiles = torch.tensor([0, *((size + block - 1) // block for size in sizes)])
+        return (tiles.cumsum(0) * block).to(device, non_blocking=True)
 
 
 def sort_rows(

@@ -155,6 +155,10 @@ def _sizes(embeddings: Tensor, domain_ids: Tensor | None, num_domains: int, igno
     sizes = _known.kept(domain_ids)
     if sizes is None or len(sizes) > num_domains or sum(sizes) != m:
         return None
+    if domain_ids.device.type == "cpu":  # where NumPy may have written to it unseen, and looking costs nothing
+        counts = torch.bincount(domain_ids.clamp(min=0), minlength=len(sizes)).tolist()
+        if counts != list(sizes):
+            return None
     return [*sizes, *[0] * (num_domains - len(sizes))]
 
 
@@ -169,7 +173,8 @@ def _allowed(domain_mask: Tensor | None) -> tuple[bool, ...] | None:
 def _on_device(allowed: tuple[bool, ...], device: torch.device) -> Tensor:
     """A (K, K) mask from its values; copied to the device once, so that CUDA graphs can be captured."""
     k = math.isqrt(len(allowed))
-    return torch.tensor(allowed).view(k, k).to(device, non_blocking=True)
+    with torch.inference_mode(False):  # it will be used in training too
+        return torch.tensor(allowed).view(k, k).to(device, non_blocking=True)
 
 
 def stack_views(views: Sequence[Tensor], domains: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
