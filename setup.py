@@ -25,7 +25,10 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 ROOT = Path(__file__).resolve().parent
-CUDA_ARCHITECTURES = tuple(map(int, os.environ.get("UNICLIP_CUDA_ARCHITECTURES", "80,90,100,120").split(",")))
+ARCHITECTURES = os.environ.get("UNICLIP_CUDA_ARCHITECTURES") or "80,90,100,120"
+if not re.fullmatch(r"\d+(,\d+)*", ARCHITECTURES):
+    raise SystemExit(f"uniclip-kernels: UNICLIP_CUDA_ARCHITECTURES must be like 80,90, got {ARCHITECTURES!r}")
+CUDA_ARCHITECTURES = tuple(map(int, ARCHITECTURES.split(",")))
 HOPPER = "csrc/cuda/hopper"  # kernels made of instructions that only sm_90a has
 CUDA_PACKAGE = "cuda-toolkit[nvcc,cccl]"
 # The oldest PyTorch whose stable ABI has what csrc/ calls, as its headers encode it. They leave out what came later and

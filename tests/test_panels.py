@@ -1,14 +1,17 @@
 """What the host knows of the domains: the layout and the panels that follow from it, and the work that is launched then."""
 
+import copy
 import itertools
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from tests.emulation.aot import Recorder
 from tests.emulation.installed import installed
 from uniclip_kernels import MPNCELoss, _known, mp_nce, stack_views
-from uniclip_kernels._layout import panels_of_sizes, rectangles, sort_rows, uniform_panels
+from uniclip_kernels._layout import panels_of_sizes, rectangles, sort_rows, starts_of, uniform_panels
 from uniclip_kernels.functional import _on_device
 from uniclip_kernels.triton import TritonBackend
 
@@ -61,14 +64,37 @@ def test_what_is_kept_of_a_tensor_is_void_once_it_is_written_to():
     assert _known.kept(domain_ids.clone()) is None
 
 
-def test_ids_that_numpy_wrote_to_are_looked_at_again():
-    views = [torch.randn(8, 4) for _ in range(3)]
-    z, sample_ids, domain_ids = stack_views(views, [0, 0, 1])
-    domain_ids.numpy()[0] = 1
-    tables = {"temperature": torch.full((2, 2), 0.1), "offset": torch.tensor([[0.0, 0.2], [0.2, 0.0]])}
-    torch.testing.assert_close(
-        mp_nce(z, sample_ids, domain_ids, **tables), mp_nce(z, sample_ids, domain_ids.clone(), **tables)
-    )
+def test_what_is_kept_is_not_that_of_a_copy():
+    _, _, domain_ids = stack_views([torch.randn(4, 8)] * 3, [0, 0, 1])
+    domain_ids += 0
+    _known.keep(domain_ids, (8, 4))
+    copied = copy.deepcopy(domain_ids)
+    copied[0] = 1
+    assert _known.kept(copied) is None
+    assert _known.kept(domain_ids) == (8, 4)
+
+
+def test_nothing_is_kept_while_a_graph_is_made():
+    _, _, domain_ids = stack_views([torch.randn(4, 8)] * 3, [0, 0, 1])
+    found = []
+    make_fx(lambda ids: found.append(_known.kept(ids)) or ids + 1)(domain_ids)
+    assert found == [None]
+    with FakeTensorMode() as mode:
+        z, sample_ids, domains = stack_views([torch.randn(4, 8)] * 3, [0, 0, 1])
+        mask = mode.from_tensor(CLIP)
+        assert mp_nce(z, sample_ids, domains, temperature=0.1, domain_mask=mask).shape == ()
+
+
+def test_sizes_that_are_no_more_are_an_error():
+    domain_ids = torch.arange(300) // 260
+    with pytest.raises(RuntimeError, match="hold other domains"):
+        sort_rows(torch.arange(300), domain_ids, 2, None, BLOCK, [100, 200])
+
+
+def test_one_domain_needs_nothing_of_the_host():
+    assert starts_of([300], BLOCK, torch.device("cpu")) is None
+    assert starts_of([300, 0], BLOCK, torch.device("cpu")) is None
+    assert starts_of([300, 1], BLOCK, torch.device("cpu")).tolist() == [0, 384, 512]
 
 
 def test_a_mask_first_seen_in_inference_mode_can_be_trained_with():

@@ -206,6 +206,12 @@ def choose(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
     return f"{name} {backend.identity()}"
 
 
+@torch.compiler.assume_constant_result
+def reads_on_host(chosen: str) -> bool:
+    """Whether the one chosen reads ids and masks on the host, so that it need not be told what they hold."""
+    return chosen == REFERENCE or find(chosen).known_on_host
+
+
 def find(chosen: str) -> Backend:
     """The backend of that name, behind which there may be its identity."""
     name = chosen.split(" ", 1)[0]

@@ -78,7 +78,7 @@ def mp_nce_backward(
     else:
         factor = grad * _reduction_factor(problem, reduction, grad)
         scale = torch.ones_like(lse)
-    if _is_narrow(rows):
+    if _is_narrow(rows) and len(rows):
         gain = _gain(2 * coefficient * scale, problem.temperature)
         scale, factor = scale * gain, factor / gain
 

@@ -1,25 +1,35 @@
 """What the host knows of the values of a tensor on a device, so that it need not wait for that device to read them.
 
-It is kept on the tensor itself, and forgotten once the tensor is written to. What ``torch.compile`` traces knows nothing.
+It is kept on the tensor itself, and void once PyTorch has written to it, or for a copy of it. What is being traced knows nothing:
+a graph serves other values too.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 _NAME = "_uniclip_known"
 
 
 def keep(tensor: Tensor, values: tuple) -> None:
     """Say what the values of ``tensor`` come to; what that is, is between those who keep and ask."""
-    if not torch.compiler.is_compiling() and not tensor.is_inference():
-        setattr(tensor, _NAME, (values, tensor._version))
+    if not is_traced(tensor):
+        setattr(tensor, _NAME, (values, id(tensor), tensor._version))
 
 
 def kept(tensor: Tensor) -> tuple | None:
     """What was kept of ``tensor`` if it still holds, or None."""
-    if torch.compiler.is_compiling() or tensor.is_inference():
+    if is_traced(tensor):
         return None
-    values, version = getattr(tensor, _NAME, (None, None))
-    return values if version == tensor._version else None
+    values, *of = getattr(tensor, _NAME, (None,))
+    return values if of == [id(tensor), tensor._version] else None
+
+
+def is_traced(tensor: Tensor) -> bool:
+    """Whether it stands for other values, or does not count how often it was written to."""
+    if torch.compiler.is_compiling():
+        return True
+    tracing = torch.jit.is_tracing() or _get_current_dispatch_mode() is not None
+    return tracing or type(tensor) is not Tensor or tensor.is_inference()

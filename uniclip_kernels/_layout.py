@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+ROOM = "uniclip_kernels: domain_ids hold other domains than when stack_views made them"
+
 
 class Known(NamedTuple):
     """What the host knows of the domains; None where only the device does."""
@@ -66,12 +68,24 @@ def padded_rows(m: int, num_domains: int, block: int, sizes: Sequence[int] | Non
     return sum((size + block - 1) // block for size in sizes) * block
 
 
-@functools.lru_cache(maxsize=64)
-def known_starts(sizes: tuple[int, ...], block: int, device: torch.device) -> Tensor:
-    """(K + 1,) int64: first slot of each domain, and the number of slots. Made once: it is copied from the host."""
+def starts_of(sizes: Sequence[int] | None, block: int, device: torch.device) -> Tensor | None:
+    """(K + 1,) int64: first slot of each domain, and the number of slots; None where these follow from the rows alone."""
+    return _starts(tuple(sizes), block, device) if sizes is not None and any(sizes[1:]) else None
+
+
+@functools.cache  # made once, since it is copied from the host; never dropped, since CUDA graphs may read it
+def _starts(sizes: tuple[int, ...], block: int, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # it will be used in training too
         tiles = torch.tensor([0, *((size + block - 1) // block for size in sizes)])
-        return (tiles.cumsum(0) * block).to(device, non_blocking=True)
+        return (tiles.cumsum(0) * block).to(device)
+
+
+def assert_room(starts: Tensor, domain: Tensor) -> None:
+    """That the rows of each domain, as ``domain`` (M,) ascending tells, fit between its starts: ids may have been written to
+    in ways that the host does not see. On a GPU it is asserted there."""
+    edges = torch.arange(len(starts), dtype=domain.dtype, device=domain.device)
+    filled = torch.searchsorted(domain, edges).diff()
+    torch._assert_async((filled <= starts.diff()).all(), ROOM)
 
 
 def sort_rows(
@@ -98,10 +112,11 @@ def sort_rows(
     # Where each domain starts among the sorted rows and, rounded up to tiles, among the slots.
     bounds = torch.searchsorted(key, torch.arange(num_domains + 1, device=device) * m)
     filled = bounds.diff()
-    if sizes is None:
+    start = starts_of(sizes, block, device)
+    if start is None:
         start = torch.cat([bounds.new_zeros(1), ((filled + block - 1) // block * block).cumsum(0)])
     else:
-        start = known_starts(tuple(sizes), block, device)
+        torch._assert_async((filled <= start.diff()).all(), ROOM)
     domain = torch.div(key, max(m, 1), rounding_mode="floor")
     present = domain < num_domains
     domain = domain.clamp(max=num_domains - 1)

@@ -1,6 +1,7 @@
 """The operators: schemas, fakes and autograd. Each runs the engine with the backend named by its last argument.
 
-To ``torch.compile`` they are opaque: shapes follow from M, D, K and the backend alone, so one graph serves every M.
+To ``torch.compile`` they are opaque: shapes follow from M, D, K, the sizes of domains and the backend alone, so that one graph
+serves every M.
 """
 
 from __future__ import annotations

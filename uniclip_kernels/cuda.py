@@ -15,7 +15,7 @@ from torch import Tensor
 from . import _extension
 from ._backend import Backend
 from ._checks import values_are_checked, values_wanted
-from ._layout import Layout, Rectangle, empty_layout, known_starts, padded_rows
+from ._layout import Layout, Rectangle, assert_room, empty_layout, padded_rows, starts_of
 from ._problem import Problem
 
 _HOPPER_DTYPES = torch.bfloat16, torch.float16
@@ -92,7 +92,8 @@ class CUDABackend(Backend):
         ids = None if domain_ids is None else domain_ids.long()
         self.ops.cuda_number_samples(by_sample, row, ids, num_domains, domain, first, end)
         domain, position = torch.sort(domain, stable=True)
-        starts = None if sizes is None else known_starts(tuple(sizes), self.block, device)
+        if (starts := starts_of(sizes, self.block, device)) is not None:
+            assert_room(starts, domain)
         slots = padded_rows(m, num_domains, self.block, sizes)
         layout = empty_layout(m, num_domains, slots, self.block, sample_ids)
         self.ops.cuda_layout(domain, position, row, first, end, starts, _contiguous(domain_mask), *layout)

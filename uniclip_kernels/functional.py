@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import _known, reference
-from ._backend import REFERENCE, choose
+from ._backend import REFERENCE, choose, reads_on_host
 from ._checks import check_embeddings, check_ids, check_reduction, check_reverse_mode, check_tables, check_values
 from ._problem import accumulator_dtype
 from ._tables import full_table, num_domains_of, symmetric_table
@@ -66,12 +66,13 @@ def mp_nce(
     check_tables(embeddings, temperature=temperature, offset=offset, weight=weight, domain_mask=domain_mask)
     check_reduction(reduction)
     chosen = choose(backend, embeddings.device, embeddings.dtype)
+    on_host = reads_on_host(chosen)
 
     k, ignore_domains = num_domains_of(temperature, offset, weight, domain_mask)
     like = embeddings.new_empty(0, dtype=accumulator_dtype(embeddings.dtype))
     tau, b, w = (full_table(value, k, like) for value in (temperature, offset, weight))
     w = w.detach()
-    allowed = _allowed(domain_mask)
+    allowed = None if on_host else _allowed(domain_mask)
     if domain_mask is not None and domain_mask.device != embeddings.device:
         device = embeddings.device
         domain_mask = domain_mask.to(device) if allowed is None else _on_device(allowed, device)
@@ -84,7 +85,7 @@ def mp_nce(
         return reference.mp_nce(embeddings, sample_ids, ids, normalize=normalize, **options)
     check_reverse_mode("mp_nce", embeddings, tau, b)
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (embeddings, tau, b))
-    known = _sizes(embeddings, domain_ids, k, ignore_domains), allowed
+    known = _sizes(embeddings, None if ignore_domains else domain_ids, k, on_host), allowed
     tables = tau, b, w, domain_mask
     return torch.ops.uniclip_kernels.mp_nce_fwd(
         embeddings, sample_ids, domain_ids, *tables, ignore_domains, keep, *known, reduction, normalize, chosen
@@ -147,34 +148,30 @@ def domain_similarity(
     )[0]
 
 
-def _sizes(embeddings: Tensor, domain_ids: Tensor | None, num_domains: int, ignore_domains: bool) -> list[int] | None:
-    """Rows of each domain where the host can tell."""
+def _sizes(embeddings: Tensor, domain_ids: Tensor | None, num_domains: int, on_host: bool) -> list[int] | None:
+    """Rows of each domain where the host can tell, and the backend would not read them itself."""
     m = embeddings.shape[0]
-    if domain_ids is None or ignore_domains:
+    if domain_ids is None:
         return [m] + [0] * (num_domains - 1)
-    sizes = _known.kept(domain_ids)
+    sizes = None if on_host else _known.kept(domain_ids)
     if sizes is None or len(sizes) > num_domains or sum(sizes) != m:
         return None
-    if domain_ids.device.type == "cpu":  # where NumPy may have written to it unseen, and looking costs nothing
-        counts = torch.bincount(domain_ids.clamp(min=0), minlength=len(sizes)).tolist()
-        if counts != list(sizes):
-            return None
     return [*sizes, *[0] * (num_domains - len(sizes))]
 
 
 def _allowed(domain_mask: Tensor | None) -> tuple[bool, ...] | None:
     """The mask row by row where the host can tell."""
-    if domain_mask is None or torch.compiler.is_compiling():
+    if domain_mask is None or _known.is_traced(domain_mask):
         return None
     return tuple(domain_mask.flatten().tolist()) if domain_mask.device.type == "cpu" else _known.kept(domain_mask)
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache  # never dropped, since CUDA graphs may read it
 def _on_device(allowed: tuple[bool, ...], device: torch.device) -> Tensor:
     """A (K, K) mask from its values; copied to the device once, so that CUDA graphs can be captured."""
     k = math.isqrt(len(allowed))
     with torch.inference_mode(False):  # it will be used in training too
-        return torch.tensor(allowed).view(k, k).to(device, non_blocking=True)
+        return torch.tensor(allowed).view(k, k).to(device)
 
 
 def stack_views(views: Sequence[Tensor], domains: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:

@@ -89,7 +89,7 @@ class MPNCELoss(nn.Module):
         """The loss of (M, D) ``embeddings``; see :func:`uniclip_kernels.mp_nce`."""
         mask = self.domain_mask
         if mask is not None and mask.is_cuda and _known.kept(mask) is None and not torch.compiler.is_compiling():
-            _known.keep(mask, tuple(mask.flatten().tolist()))  # waits for the device, once
+            _known.keep(mask, tuple(mask.flatten().tolist()))  # waits for the device, once for each mask
         return mp_nce(
             embeddings,
             sample_ids,

@@ -6,11 +6,13 @@ Needs Python alone, as it comes before anything is installed.
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import shlex
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,7 +76,9 @@ def installation(python: str, dry_run: bool) -> list[Step]:
 
 def build_in_place() -> Step:
     """The extensions beside the sources, for the GPUs that are here alone, with the compilers that are here."""
-    found = architectures()
+    # Asked in a process of its own: one that has started the driver can't be forked for work on the GPU.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        found = pool.submit(architectures).result()
     only = {"UNICLIP_CUDA_ARCHITECTURES": ",".join(found)} if found else {}
     return Step("build", [sys.executable, "setup.py", "build_ext", "--inplace"], {"UNICLIP_BUILD_CUDA": "", **only})
 

@@ -15,7 +15,7 @@ from .environment import ROOT
 from .task import Context, Note, Task
 
 PART = "profile"
-KERNELS = "regex:similarity_|gemm|nvjet|cutlass"
+KERNELS = "regex:similarity_|hopper_|gemm|nvjet|cutlass"
 LAUNCHES = 16  # the forward kernels of a step, then the gradient's and the products
 SECTIONS = ("SpeedOfLight", "ComputeWorkloadAnalysis", "MemoryWorkloadAnalysis", "SchedulerStats")
 SHOWN = (

@@ -74,7 +74,13 @@ def do(task: Task, context: Context, report: Report) -> None:
                     again = True
     except TimeoutError:
         _say(context, f"out of time in {task}")
-        report.not_reached(task)
+        if context.seconds_left() > 0:
+            why = f"it did not end within {time.time() - begin:.0f} s"
+            report.add(task, Failure(why))
+            if task.backend is not None:
+                context.unusable.setdefault(task.backend, f"its checks: {why}")
+        else:
+            report.not_reached(task)
     print(f"    {time.time() - begin:.1f} s", flush=True)
 
 

@@ -72,8 +72,9 @@ class Context:
         )
 
 
-#: A task that takes so many times what was expected, and so many seconds, must not take the time of those after it.
-PATIENCE, SHORTEST_LIMIT = 4, 60.0
+#: A task that takes so many times what was expected, and so many seconds, must not take the time of those after it; and none
+#: may hang for ever.
+PATIENCE, SHORTEST_LIMIT, LONGEST_LIMIT = 4, 60.0, 3600.0
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ def results(task: Task, context: Context) -> Iterator[Result | Failure]:
     child = fork.Process(target=_in_child, args=(task, context, sender))
     child.start()
     sender.close()
-    deadline = min(context.deadline, time.time() + max(SHORTEST_LIMIT, PATIENCE * task.seconds))
+    patience = max(SHORTEST_LIMIT, PATIENCE * task.seconds) if context.deadline < float("inf") else LONGEST_LIMIT
+    deadline = min(context.deadline, time.time() + patience)
     try:
         while True:
             ready = wait([receiver, child.sentinel], max(deadline - time.time(), 0))

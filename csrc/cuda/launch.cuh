@@ -14,7 +14,7 @@ namespace uniclip::cuda {
 
 template <class T>
 __device__ T& shared_memory() {
-  extern __shared__ __align__(128) unsigned char bytes[];
+  extern __shared__ __align__(1024) unsigned char bytes[];  // as the copy engine's swizzles want it
   return *reinterpret_cast<T*>(bytes);
 }
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._backend import Backend
 from .._checks import values_are_checked, values_wanted
-from .._layout import Layout, Rectangle, empty_layout, known_starts, padded_rows
+from .._layout import Layout, Rectangle, assert_room, empty_layout, padded_rows, starts_of
 from .._problem import Problem
 from .checks import check_values_kernel
 from .launch import Launcher
@@ -89,12 +89,13 @@ class TritonBackend(Backend):
         args = by_sample, row, domain_ids, domain, first, end, m, steps, stride, k
         self.launch(number_samples_kernel, (triton.cdiv(m, _NUMBERED),), *args, BLOCK=_NUMBERED)
         domain, position = torch.sort(domain, stable=True)
-        starts = None if sizes is None else known_starts(tuple(sizes), self.block, device)
+        if (starts := starts_of(sizes, self.block, device)) is not None:
+            assert_room(starts, domain)
         mask = _bytes(domain_mask)
         layout = empty_layout(m, k, slots, self.block, sample_ids)
         args = domain, position, row, first, end, starts, mask, *layout, m, steps, k
         domains = triton.next_power_of_2(k)
-        meta = {"BLOCK": self.block, "DOMAINS": domains, "SOME": min(domains, 8)}
+        meta = {"BLOCK": self.block, "DOMAINS": domains, "SOME": min(domains, 8), "num_warps": 8}
         self.launch(layout_kernel, (slots // self.block,), *args, **meta)
         return layout
 

@@ -77,7 +77,8 @@ def similarity_grad_kernel(
     row = i + lane
     only_negatives = holds_only_negatives(tiles, row_tile, col_tile, BLOCK)
     left, right = halves(dots, BLOCK)
-    if ONE_EXPONENTIAL:
+    ONE: tl.constexpr = ONE_EXPONENTIAL and not DIAGONAL  # whose tiles need the registers to be turned
+    if ONE:
         row_lse = tl.load(lse + row) * LOG2E
         in_cols = tl.load(lse + j + lane) * LOG2E
         top = tl.maximum(tl.max(row_lse, 0), tl.max(in_cols, 0))
@@ -85,7 +86,7 @@ def similarity_grad_kernel(
         one_exponential = only_negatives & (top - bottom < SPREAD)
     sum_h = 0.0
     sum_hx = 0.0
-    if ONE_EXPONENTIAL and one_exponential:
+    if ONE and one_exponential:
         # 2^(x - lse_i) c_i + 2^(x - lse_j) c_j = 2^(x - top) (w_i + w_j) with w = 2^(top - lse) c
         inv_tau = 1.0 / tau
         row_weight = tl.exp2(top - row_lse) * (tl.load(coefficient + row) * inv_tau)

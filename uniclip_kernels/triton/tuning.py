@@ -7,6 +7,7 @@ import functools
 import torch
 import triton
 
+from .similarity_grad import similarity_grad_kernel
 from .similarity_matrix import similarity_matrix_kernel
 
 
@@ -34,7 +35,9 @@ def configurations(kernel: triton.JITFunction, arch: str, dtype: torch.dtype) ->
         chosen = _configuration(64, 3, num_warps, True, True)
         return [chosen, chosen | {"DESCRIPTORS": False}, chosen | {"ONE_EXPONENTIAL": False}]
     narrow, shallow, deep = (_configuration(*c, num_warps) for c in ((32, 4), (64, 2), (64, 3)))
-    if arch.startswith("8"):  # where pointers to more columns take the last registers
+    if (
+        arch.startswith("8") and kernel is similarity_grad_kernel
+    ):  # pointers to more columns would take the last registers
         first, second = narrow, deep
     elif arch.startswith(("12", "gfx")):  # where two programs share 100 KB or less
         first, second = shallow, narrow

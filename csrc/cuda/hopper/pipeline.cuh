@@ -187,6 +187,7 @@ class Pipeline {
       const int piece = schedule.piece_of(row, block);
       end = piece_begin;
       task.begin_piece(row, piece, lane);
+      __syncwarp();  // one lane tells of it for all
       int count = 0;
       for (int col = first_col + lane; col - lane < end_col; col += 32) {
         count += __popc(__ballot_sync(kWholeWarp, col < end_col && problem_.pair(row, min(col, end_col - 1)).live));
