@@ -88,7 +88,8 @@ class MPNCELoss(nn.Module):
     def forward(self, embeddings: Tensor, sample_ids: Tensor, domain_ids: Tensor | None = None) -> Tensor:
         """The loss of (M, D) ``embeddings``; see :func:`uniclip_kernels.mp_nce`."""
         mask = self.domain_mask
-        if mask is not None and mask.is_cuda and _known.kept(mask) is None and not torch.compiler.is_compiling():
+        unknown = mask is not None and mask.is_cuda and not _known.is_traced(mask) and _known.kept(mask) is None
+        if unknown and not torch.cuda.is_current_stream_capturing():
             _known.keep(mask, tuple(mask.flatten().tolist()))  # waits for the device, once for each mask
         return mp_nce(
             embeddings,
