@@ -288,6 +288,11 @@ class Provider:
         return self.name.startswith(OURS)
 
     @property
+    def is_foreign(self) -> bool:
+        """Neither ours nor PyTorch's."""
+        return not self.is_ours and self.module.split(".")[0].split(":")[0] != "torch"
+
+    @property
     def backend(self) -> str | None:
         """Ours on a GPU."""
         return ("cuda" if self.name.startswith(OURS_IN_CUDA) else "triton") if self.is_ours else None
