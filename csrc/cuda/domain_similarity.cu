@@ -5,7 +5,7 @@
 namespace uniclip::cuda {
 
 template <class T>
-__global__ void __launch_bounds__(kTileThreads, 2)
+__global__ void __launch_bounds__(kTileThreads, T::kBlocks)
     similarity_matrix_kernel(const typename T::Element* x, const typename T::Element* y, int d, const int* x_domains,
                              const int* y_domains, const float* temperature, const float* offset, int domains,
                              int64_t x_count, int64_t y_count, int row_tiles, int col_tiles, float* s) {

@@ -48,7 +48,7 @@ __device__ __forceinline__ void store_zeros(E* out, int64_t stride) {
 // h = H / τ of the rectangle, zero where no negative is; on the diagonal both triangles of it. parts[0 and 1, it, jt] =
 // Σ H and Σ H s over the unordered pairs of tile (it, jt).
 template <class T>
-__global__ void __launch_bounds__(kTileThreads, 2)
+__global__ void __launch_bounds__(kTileThreads, T::kBlocks)
     similarity_grad_kernel(const typename T::Element* rows, int d, const int* ids, const LayoutTile* tiles,
                            const float* temperature, const float* offset, const unsigned char* mask, int domains,
                            const float* lse, const float* coefficient, typename T::Element* h, float* parts,

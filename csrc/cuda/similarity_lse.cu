@@ -17,7 +17,7 @@ union LseShared {
 // by_row[jt, slots of it] and by_col[it, slots of jt] = log2 Σ 2^(s log2 e) over the negatives in tile (it, jt). On the
 // diagonal by_col is by_row: a slot gets parts from tiles right of the diagonal as a row, from those above as a column.
 template <class T>
-__global__ void __launch_bounds__(kTileThreads, 2)
+__global__ void __launch_bounds__(kTileThreads, T::kBlocks)
     similarity_lse_kernel(const typename T::Element* rows, int d, const int* ids, const LayoutTile* tiles,
                           const float* temperature, const float* offset, const unsigned char* mask, int domains,
                           float* by_row, float* by_col, int first_row_tile, int first_col_tile, int row_tiles,

@@ -10,12 +10,12 @@ constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
 
 // An operand type has: Element, as stored; Fragment<N>, N words of a thread's share of an operand ready for
-// multiplication; fragment() from the words as loaded; multiply(), d += a b over 32 bytes of depth; and kUnrolledSteps
-// of 32 bytes, as many as registers allow.
+// multiplication; fragment() from the words as loaded; multiply(), d += a b over 32 bytes of depth; and, as many as
+// registers allow, kUnrolledSteps of 32 bytes and kBlocks that share a multiprocessor.
 
 struct BFloat16 {
   using Element = __nv_bfloat16;
-  static constexpr int kUnrolledSteps = 2;
+  static constexpr int kUnrolledSteps = 2, kBlocks = 2;
   template <int N>
   struct Fragment {
     uint32_t words[N];
@@ -42,7 +42,7 @@ struct Half : BFloat16 {
 // float32 rounded to TF32.
 struct TF32 {
   using Element = float;
-  static constexpr int kUnrolledSteps = 2;
+  static constexpr int kUnrolledSteps = 2, kBlocks = 2;
   template <int N>
   using Fragment = BFloat16::Fragment<N>;
   template <int N>
@@ -57,10 +57,11 @@ struct TF32 {
   }
 };
 
-// float32 as a sum of two TF32 numbers; the product of the small parts is below the rounding of the sum.
+// float32 as a sum of two TF32 numbers; the product of the small parts is below the rounding of the sum. Tensor cores
+// truncate their sums: they get those of 8 columns alone, which are then added with rounding to nearest.
 struct Float {
   using Element = float;
-  static constexpr int kUnrolledSteps = 1;
+  static constexpr int kUnrolledSteps = 1, kBlocks = 1;
   template <int N>
   struct Fragment {
     uint32_t big[N], small[N];
@@ -77,9 +78,12 @@ struct Float {
     return out;
   }
   static __device__ __forceinline__ void multiply(float (&d)[4], const Fragment<4>& a, const Fragment<2>& b) {
-    ptx::mma_tf32(d, a.small, b.big);
-    ptx::mma_tf32(d, a.big, b.small);
-    ptx::mma_tf32(d, a.big, b.big);
+    float sum[4] = {};
+    ptx::mma_tf32(sum, a.small, b.big);
+    ptx::mma_tf32(sum, a.big, b.small);
+    ptx::mma_tf32(sum, a.big, b.big);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) d[i] += sum[i];
   }
 };
 

@@ -1,5 +1,6 @@
 // What each function of csrc/cuda/ptx.cuh does, for the host: fragments as the PTX ISA documents them.
-// mma multiplies exactly and rounds its sum once; a GPU is less exact. TF32 operands are truncated, as by hardware.
+// mma multiplies exactly and truncates its sum once, about as an H100 was seen to. TF32 operands are truncated, as by
+// hardware.
 #pragma once
 
 #include <cfloat>
@@ -49,6 +50,11 @@ inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, Where where = Where::
   for (int i = 0; i < 4; ++i) r[i] = result.of[i];
 }
 
+inline float towards_zero(double x) {
+  const float nearest = static_cast<float>(x);
+  return std::fabs(nearest) > std::fabs(x) ? std::nextafter(nearest, 0.f) : nearest;
+}
+
 // d += a b for a (16, kDepth) and b (kDepth, 8), where `element` takes the h-th number of kPerWord out of a word.
 template <int kPerWord, class F>
 void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const F& element, Where where) {
@@ -79,7 +85,7 @@ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const F&
         for (int k = 0; k < kDepth; ++k) {
           sum += double(left[lane / 4 + i / 2 * 8][k]) * double(right[lane % 4 * 2 + i % 2][k]);
         }
-        static_cast<float*>(out[lane])[i] = static_cast<float>(sum);
+        static_cast<float*>(out[lane])[i] = towards_zero(sum);
       }
     }
   };
