@@ -249,17 +249,8 @@ int uniclip_cuda_hopper_grad(Operand operand, const void* rows, int64_t slots, i
                              const float* temperature, const float* offset, const unsigned char* mask, int domains,
                              const float* lse, const float* coefficient, void* h, float* parts, int first_row_tile,
                              int first_col_tile, int row_tiles, int col_tiles, int blocks, void* stream) {
-  const Schedule schedule{row_tiles, col_tiles, blocks, first_row_tile == first_col_tile};
-  const Problem problem{ids,
-                        reinterpret_cast<const LayoutTile*>(tiles),
-                        temperature,
-                        offset,
-                        mask,
-                        domains,
-                        d / kChunk,
-                        first_row_tile,
-                        first_col_tile,
-                        schedule};
+  const Problem problem = problem_of(ids, tiles, temperature, offset, mask, domains, d, first_row_tile, first_col_tile,
+                                     row_tiles, col_tiles, blocks);
   return with_kind(operand, d, [&](auto element, auto all_stay) -> int {
     using E = decltype(element);
     constexpr bool kAllStay = decltype(all_stay)::value;

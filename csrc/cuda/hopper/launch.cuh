@@ -27,6 +27,22 @@ cudaError_t map_rows(CUtensorMap& map, const void* rows, int64_t slots, int d) {
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
+inline Problem problem_of(const int* ids, const int* tiles, const float* temperature, const float* offset,
+                          const unsigned char* mask, int domains, int d, int first_row_tile, int first_col_tile,
+                          int row_tiles, int col_tiles, int blocks) {
+  const Schedule schedule{row_tiles, col_tiles, blocks, first_row_tile == first_col_tile};
+  return {ids,
+          reinterpret_cast<const LayoutTile*>(tiles),
+          temperature,
+          offset,
+          mask,
+          domains,
+          d / kChunk,
+          first_row_tile,
+          first_col_tile,
+          schedule};
+}
+
 // Calls f(E{}, all_stay) with the type of elements, and whether a row tile fits into shared memory: a constant.
 template <class F>
 int with_kind(Operand operand, int d, const F& f) {

@@ -261,17 +261,8 @@ int uniclip_cuda_hopper_lse(Operand operand, const void* rows, int64_t slots, in
                             const float* temperature, const float* offset, const unsigned char* mask, int domains,
                             float* lse, float* row_parts, float* by_col, int first_row_tile, int first_col_tile,
                             int row_tiles, int col_tiles, int blocks, void* stream) {
-  const Schedule schedule{row_tiles, col_tiles, blocks, first_row_tile == first_col_tile};
-  const Problem problem{ids,
-                        reinterpret_cast<const LayoutTile*>(tiles),
-                        temperature,
-                        offset,
-                        mask,
-                        domains,
-                        d / kChunk,
-                        first_row_tile,
-                        first_col_tile,
-                        schedule};
+  const Problem problem = problem_of(ids, tiles, temperature, offset, mask, domains, d, first_row_tile, first_col_tile,
+                                     row_tiles, col_tiles, blocks);
   const auto to = static_cast<cudaStream_t>(stream);
   const int error = with_kind(operand, d, [&](auto element, auto all_stay) -> int {
     using E = decltype(element);
@@ -283,7 +274,7 @@ int uniclip_cuda_hopper_lse(Operand operand, const void* rows, int64_t slots, in
                   row_parts, by_col);
   });
   if (error != cudaSuccess) return error;
-  const int64_t sides = row_tiles + (schedule.triangle ? 0 : col_tiles);
+  const int64_t sides = row_tiles + (problem.diagonal() ? 0 : col_tiles);
   return launch(hopper_merge_kernel, sides * kBlock / kMergeSlots, kMergeSlots * kMergeWays, sizeof(MergeShared), to,
-                lse, row_parts, by_col, first_row_tile, first_col_tile, schedule);
+                lse, row_parts, by_col, first_row_tile, first_col_tile, problem.schedule);
 }

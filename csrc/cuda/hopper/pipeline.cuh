@@ -67,7 +67,7 @@ struct Problem {
   int first_row_tile, first_col_tile;
   Schedule schedule;
 
-  __device__ bool diagonal() const { return schedule.triangle; }
+  __host__ __device__ bool diagonal() const { return schedule.triangle; }
   __device__ DomainPair pair(int row, int col) const {
     return DomainPair(tiles, first_row_tile + row, first_col_tile + col, temperature, offset, mask, domains);
   }
