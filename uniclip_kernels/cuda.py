@@ -7,32 +7,24 @@ PyTorch's. Devices of compute capability 9.0 have kernels of their own over the 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from . import _extension
-from ._backend import Backend
-from ._checks import values_are_checked, values_wanted
-from ._layout import Layout, Rectangle, assert_room, empty_layout, padded_rows, starts_of
+from ._gpu import GPUBackend, contiguous
+from ._layout import Rectangle
 from ._problem import Problem
 
 _HOPPER_DTYPES = torch.bfloat16, torch.float16
-_CHECKED = 256  # entries of one block of check_values_kernel
 
 
-class CUDABackend(Backend):
+class CUDABackend(GPUBackend):
     """``ops`` holds the operators ``cuda_*``: those of the extension, or in tests their emulation on the host."""
 
-    block = 128  # side of a tile of similarities, as in csrc/cuda/tile.cuh
-    column_multiple = 64
-    known_on_host = False
-
     def __init__(self, device_type: str = "cuda", ops=torch.ops.uniclip_kernels, workspace_bytes: int = 256 << 20):
-        self.device_type = device_type
+        super().__init__(device_type, workspace_bytes)
         self.ops = ops
-        self.workspace_bytes = workspace_bytes
 
     def unusable(self) -> str | None:
         try:
@@ -55,49 +47,15 @@ class CUDABackend(Backend):
         """More than Triton's where there are kernels for compute capability 9.0 alone."""
         return 2 if _hopper_multiprocessors(device) and dtype in _HOPPER_DTYPES else 0
 
-    def compute_dtype(self, dtype: torch.dtype, normalize: bool) -> torch.dtype:
-        return dtype
+    def find_valid(self, *args) -> None:
+        self.ops.cuda_check_values(*args)
 
-    def check_values(
-        self,
-        temperature: Tensor,
-        offset: Tensor,
-        weight: Tensor,
-        domain_mask: Tensor | None,
-        domain_ids: Tensor | None,
-        num_domains: int | None,
-    ) -> None:
-        if not values_are_checked():
-            return
-        ids = None if domain_ids is None else domain_ids.long()
-        entries = max(temperature.numel(), 0 if ids is None else len(ids))
-        valid = torch.empty(-(-entries // _CHECKED), dtype=torch.bool, device=temperature.device)
-        limit = torch.iinfo(torch.int64).max if num_domains is None else num_domains
-        tables = (t.contiguous() for t in (temperature, offset, weight))
-        self.ops.cuda_check_values(*tables, _contiguous(domain_mask), ids, limit, valid)
-        torch._assert_async(valid.all(), values_wanted(domain_mask is not None, ids is not None, num_domains))
+    def number_samples(self, *args) -> None:
+        self.ops.cuda_number_samples(*args)
 
-    def sort_rows(
-        self,
-        sample_ids: Tensor,
-        domain_ids: Tensor | None,
-        num_domains: int,
-        domain_mask: Tensor | None,
-        sizes: Sequence[int] | None,
-    ) -> Layout:
-        m, device = len(sample_ids), sample_ids.device
-        by_sample, row = torch.sort(sample_ids.long(), stable=True)
-        domain = torch.empty(m, dtype=torch.int16, device=device)
-        first, end = torch.empty(2, m, dtype=torch.int32, device=device)
-        ids = None if domain_ids is None else domain_ids.long()
-        self.ops.cuda_number_samples(by_sample, row, ids, num_domains, domain, first, end)
-        domain, position = torch.sort(domain, stable=True)
-        if (starts := starts_of(sizes, self.block, device)) is not None:
-            assert_room(starts, domain)
-        slots = padded_rows(m, num_domains, self.block, sizes)
-        layout = empty_layout(m, num_domains, slots, self.block, sample_ids)
-        self.ops.cuda_layout(domain, position, row, first, end, starts, _contiguous(domain_mask), *layout)
-        return layout
+    def lay_out(self, *args) -> None:
+        *args, layout = args
+        self.ops.cuda_layout(*args, *layout)
 
     def gather_rows(self, z: Tensor, order: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
         rows = z.new_empty(len(order), self.padded_columns(z.shape[1]))
@@ -153,16 +111,6 @@ class CUDABackend(Backend):
         """First row and first column of tiles, and how many of each."""
         i0, i1, j0, j1 = (slot // self.block for slot in rectangle)
         return i0, j0, i1 - i0, j1 - j0
-
-    def accumulate(self, out: Tensor, a: Tensor, b: Tensor) -> None:
-        a = a[: len(out), : len(b)]
-        out, b = out[: len(a)], b[: a.shape[1]]
-        if a.dtype == out.dtype:
-            out.addmm_(a, b)
-        elif out.is_cuda:
-            torch.ops.aten.addmm.dtype_out(out, a, b, out.dtype, out=out)
-        else:
-            out.addmm_(a.to(out.dtype), b.to(out.dtype))
 
     def positives_forward(self, problem: Problem, lse: Tensor) -> tuple[Tensor, Tensor]:
         loss, coefficient = torch.empty_like(lse), torch.empty_like(lse)
@@ -239,10 +187,6 @@ def _allow_tf32(rows: Tensor) -> bool:
     return rows.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
-def _contiguous(mask: Tensor | None) -> Tensor | None:
-    return None if mask is None else mask.contiguous()
-
-
 def _similarities(problem: Problem) -> tuple[Tensor | None, ...]:
     layout = problem.layout
     return (
@@ -251,7 +195,7 @@ def _similarities(problem: Problem) -> tuple[Tensor | None, ...]:
         layout.tiles,
         problem.temperature.contiguous(),
         problem.offset.contiguous(),
-        _contiguous(problem.domain_mask),
+        contiguous(problem.domain_mask),
     )
 
 

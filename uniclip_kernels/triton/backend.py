@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import triton
 from torch import Tensor
 
-from .._backend import Backend
-from .._checks import values_are_checked, values_wanted
-from .._layout import Layout, Rectangle, assert_room, empty_layout, padded_rows, starts_of
+from .._gpu import CHECKED, GPUBackend
+from .._layout import Layout, Rectangle
 from .._problem import Problem
 from .checks import check_values_kernel
 from .launch import Launcher
@@ -24,20 +21,14 @@ from .tiles import programs, sum_pairs_kernel
 
 _MATRIX_BLOCK = 64  # tile of domain_similarity, which reads a table entry for each element
 _ELEMENTS = 4096  # of whole rows in one program of the kernels over rows
-_CHECKED = 1024  # table entries and domain ids in one program of check_values_kernel
 _NUMBERED = 256  # rows in one program of number_samples_kernel
 _MERGE = {"SLOTS": 32, "PARTS": 64}
 
 
-class TritonBackend(Backend):
-    block = 128  # side of a tile of similarities
-    column_multiple = 64
-    known_on_host = False
-
+class TritonBackend(GPUBackend):
     def __init__(self, device_type: str = "cuda", launch: Launcher | None = None, workspace_bytes: int = 256 << 20):
-        self.device_type = device_type
+        super().__init__(device_type, workspace_bytes)
         self.launch = launch or Launcher()
-        self.workspace_bytes = workspace_bytes
 
     def unusable(self) -> str | None:
         if not torch.cuda.is_available():
@@ -49,55 +40,50 @@ class TritonBackend(Backend):
     def preference(self, device: torch.device, dtype: torch.dtype) -> int:
         return 1
 
-    def compute_dtype(self, dtype: torch.dtype, normalize: bool) -> torch.dtype:
-        return dtype
-
-    def check_values(
+    def find_valid(
         self,
         temperature: Tensor,
         offset: Tensor,
         weight: Tensor,
         domain_mask: Tensor | None,
         domain_ids: Tensor | None,
-        num_domains: int | None,
+        limit: int,
+        valid: Tensor,
     ) -> None:
-        if not values_are_checked():
-            return
-        k, device = len(temperature), temperature.device
         m, stride = (0, 0) if domain_ids is None else (len(domain_ids), domain_ids.stride(0))
-        valid = torch.empty(triton.cdiv(max(m, k * k), _CHECKED), dtype=torch.bool, device=device)
-        args = temperature, offset, weight.contiguous(), _bytes(domain_mask), domain_ids, valid, m, stride, k
-        limit = torch.iinfo(torch.int64).max if num_domains is None else num_domains
-        self.launch(check_values_kernel, (len(valid),), *args, limit, BLOCK=_CHECKED)
-        torch._assert_async(valid.all(), values_wanted(domain_mask is not None, domain_ids is not None, num_domains))
+        args = temperature, offset, weight, _bytes(domain_mask), domain_ids, valid, m, stride, len(temperature), limit
+        self.launch(check_values_kernel, (len(valid),), *args, BLOCK=CHECKED)
 
-    def sort_rows(
+    def number_samples(
         self,
-        sample_ids: Tensor,
+        by_sample: Tensor,
+        row: Tensor,
         domain_ids: Tensor | None,
         num_domains: int,
-        domain_mask: Tensor | None,
-        sizes: Sequence[int] | None,
-    ) -> Layout:
-        m, k, device = len(sample_ids), num_domains, sample_ids.device
-        slots = padded_rows(m, k, self.block, sizes)
-        by_sample, row = torch.sort(sample_ids, stable=True)
-        domain = torch.empty(m, dtype=torch.uint8 if k < 255 else torch.int16, device=device)
-        first, end = (torch.empty(m, dtype=torch.int32, device=device) for _ in range(2))
-        steps = m.bit_length()  # of a search
-        stride = 0 if domain_ids is None else domain_ids.stride(0)
-        args = by_sample, row, domain_ids, domain, first, end, m, steps, stride, k
+        domain: Tensor,
+        first: Tensor,
+        end: Tensor,
+    ) -> None:
+        m, stride = len(row), 0 if domain_ids is None else domain_ids.stride(0)
+        args = by_sample, row, domain_ids, domain, first, end, m, m.bit_length(), stride, num_domains
         self.launch(number_samples_kernel, (triton.cdiv(m, _NUMBERED),), *args, BLOCK=_NUMBERED)
-        domain, position = torch.sort(domain, stable=True)
-        if (starts := starts_of(sizes, self.block, device)) is not None:
-            assert_room(starts, domain)
-        mask = _bytes(domain_mask)
-        layout = empty_layout(m, k, slots, self.block, sample_ids)
-        args = domain, position, row, first, end, starts, mask, *layout, m, steps, k
+
+    def lay_out(
+        self,
+        domain: Tensor,
+        position: Tensor,
+        row: Tensor,
+        first: Tensor,
+        end: Tensor,
+        starts: Tensor | None,
+        domain_mask: Tensor | None,
+        layout: Layout,
+    ) -> None:
+        m, k = len(row), layout.runs.shape[1]
+        args = domain, position, row, first, end, starts, _bytes(domain_mask), *layout, m, m.bit_length(), k
         domains = triton.next_power_of_2(k)
         meta = {"BLOCK": self.block, "DOMAINS": domains, "SOME": min(domains, 8), "num_warps": 8}
-        self.launch(layout_kernel, (slots // self.block,), *args, **meta)
-        return layout
+        self.launch(layout_kernel, (len(layout.tiles),), *args, **meta)
 
     def gather_rows(self, z: Tensor, order: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
         z, d = _dense_rows(z), z.shape[1]
@@ -177,16 +163,6 @@ class TritonBackend(Backend):
     def _sum_pairs(self, problem: Problem, parts: Tensor, sums: Tensor, first: tuple[int, int], **meta) -> None:
         k, tiles = len(sums), problem.layout.tiles
         self.launch(sum_pairs_kernel, (k * k,), parts, tiles, sums, *first, *parts.shape[1:], K=k, BLOCK=1024, **meta)
-
-    def accumulate(self, out: Tensor, a: Tensor, b: Tensor) -> None:
-        m, k = min(len(out), len(a)), min(a.shape[1], len(b))
-        out, a, b = out[:m], a[:m, :k], b[:k]
-        if a.dtype == out.dtype:
-            out.addmm_(a, b)
-        elif out.is_cuda:
-            torch.ops.aten.addmm.dtype_out(out, a, b, out.dtype, out=out)
-        else:
-            out.addmm_(a.to(out.dtype), b.to(out.dtype))
 
     def positives_forward(self, problem: Problem, lse: Tensor) -> tuple[Tensor, Tensor]:
         loss, coefficient = torch.empty_like(lse), torch.empty_like(lse)

@@ -1,0 +1,127 @@
+"""What both GPU backends do alike: a step of a small batch is the launches it takes, so values are checked in one, and rows
+sorted in two beside the sorts themselves."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ._backend import Backend
+from ._checks import values_are_checked, values_wanted
+from ._layout import Layout, assert_room, empty_layout, padded_rows, starts_of
+
+CHECKED = 256  # table entries and domain ids to one entry of ``valid``
+
+
+class GPUBackend(Backend):
+    block = 128  # side of a tile of similarities
+    column_multiple = 64
+    known_on_host = False
+
+    def __init__(self, device_type: str, workspace_bytes: int) -> None:
+        self.device_type = device_type
+        self.workspace_bytes = workspace_bytes
+
+    def compute_dtype(self, dtype: torch.dtype, normalize: bool) -> torch.dtype:
+        return dtype
+
+    def check_values(
+        self,
+        temperature: Tensor,
+        offset: Tensor,
+        weight: Tensor,
+        domain_mask: Tensor | None,
+        domain_ids: Tensor | None,
+        num_domains: int | None,
+    ) -> None:
+        if not values_are_checked():
+            return
+        entries = max(temperature.numel(), 0 if domain_ids is None else len(domain_ids))
+        valid = torch.empty(-(-entries // CHECKED), dtype=torch.bool, device=temperature.device)
+        limit = torch.iinfo(torch.int64).max if num_domains is None else num_domains
+        tables = temperature.contiguous(), offset.contiguous(), weight.contiguous(), contiguous(domain_mask)
+        self.find_valid(*tables, _long(domain_ids), limit, valid)
+        torch._assert_async(valid.all(), values_wanted(domain_mask is not None, domain_ids is not None, num_domains))
+
+    def sort_rows(
+        self,
+        sample_ids: Tensor,
+        domain_ids: Tensor | None,
+        num_domains: int,
+        domain_mask: Tensor | None,
+        sizes: Sequence[int] | None,
+    ) -> Layout:
+        m, device = len(sample_ids), sample_ids.device
+        by_sample, row = torch.sort(sample_ids.long(), stable=True)
+        domain = torch.empty(m, dtype=torch.int16, device=device)
+        first, end = (torch.empty(m, dtype=torch.int32, device=device) for _ in range(2))
+        self.number_samples(by_sample, row, _long(domain_ids), num_domains, domain, first, end)
+        domain, position = torch.sort(domain, stable=True)
+        if (starts := starts_of(sizes, self.block, device)) is not None:
+            assert_room(starts, domain)
+        slots = padded_rows(m, num_domains, self.block, sizes)
+        layout = empty_layout(m, num_domains, slots, self.block, sample_ids)
+        self.lay_out(domain, position, row, first, end, starts, contiguous(domain_mask), layout)
+        return layout
+
+    @abstractmethod
+    def find_valid(
+        self,
+        temperature: Tensor,
+        offset: Tensor,
+        weight: Tensor,
+        domain_mask: Tensor | None,
+        domain_ids: Tensor | None,
+        limit: int,
+        valid: Tensor,
+    ) -> None:
+        """``valid``: whether CHECKED entries of the tables and of the int64 domain ids, below ``limit``, are as they must be."""
+
+    @abstractmethod
+    def number_samples(
+        self,
+        by_sample: Tensor,
+        row: Tensor,
+        domain_ids: Tensor | None,
+        num_domains: int,
+        domain: Tensor,
+        first: Tensor,
+        end: Tensor,
+    ) -> None:
+        """Of (M,) ids in ascending order and their rows: the domain, K for padding, and where the sample begins and ends."""
+
+    @abstractmethod
+    def lay_out(
+        self,
+        domain: Tensor,
+        position: Tensor,
+        row: Tensor,
+        first: Tensor,
+        end: Tensor,
+        starts: Tensor | None,
+        domain_mask: Tensor | None,
+        layout: Layout,
+    ) -> None:
+        """Fill the layout: ``domain`` (M,) ascends, ``position`` is the place of each in the order of samples, in which
+        ``row``, ``first`` and ``end`` are; ``starts`` are the first slots of domains if the host knows them."""
+
+    def accumulate(self, out: Tensor, a: Tensor, b: Tensor) -> None:
+        a = a[: len(out), : len(b)]
+        out, b = out[: len(a)], b[: a.shape[1]]
+        if a.dtype == out.dtype:
+            out.addmm_(a, b)
+        elif out.is_cuda:
+            torch.ops.aten.addmm.dtype_out(out, a, b, out.dtype, out=out)
+        else:  # emulated
+            out.addmm_(a.to(out.dtype), b.to(out.dtype))
+
+
+def contiguous(mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else mask.contiguous()
+
+
+def _long(ids: Tensor | None) -> Tensor | None:
+    return None if ids is None else ids.long()
