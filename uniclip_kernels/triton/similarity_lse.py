@@ -107,6 +107,8 @@ def similarity_lse_kernel(
         _store(row_out + lane, sums, lane * 0.0 + (pivot - shift), row_total)
         done = (tl.minimum(smallest, tl.min(row_total, 0)) > SMALLEST) & (tl.max(row_total, 0) < LARGEST)
     if not done:
+        if ONE_EXPONENTIAL:
+            tl.debug_barrier()  # what was stored above comes first
         row_ids = tl.load(ids + i + lane)
         row_top = tl.full((BLOCK,), -float("inf"), tl.float32)
         row_total = tl.zeros((BLOCK,), tl.float32)

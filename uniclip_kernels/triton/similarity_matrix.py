@@ -23,7 +23,6 @@ def similarity_matrix_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
-    ONE_EXPONENTIAL: tl.constexpr,
 ):
     """s (x_rows, y_rows) = (x · y - offset) / temperature, by the domains of row and column."""
     it, jt = tile_of_program(tl.cdiv(x_rows, BLOCK), tl.cdiv(y_rows, BLOCK), False)

@@ -23,39 +23,37 @@ def architecture(device: torch.device) -> str:
 def configurations(kernel: triton.JITFunction, arch: str, dtype: torch.dtype) -> list[dict[str, int]]:
     """Configurations of the kernels over tiles: the one that is used, then others that `make gpu` measures beside it.
 
-    With 16-bit rows four warps do: they have 128 sums a thread, and the rest fits beside these in the 255 registers that
+    On sm_90 the copy engine and one exponential an element were measured to pay; elsewhere nothing was measured.
+    """
+    found = _of_products(kernel, arch, dtype)
+    if kernel is similarity_matrix_kernel:
+        return found
+    one = arch == "90" and dtype != torch.float32
+    return [c | {"ONE_EXPONENTIAL": one} for c in found] + [found[0] | {"ONE_EXPONENTIAL": not one}]
+
+
+def _of_products(kernel: triton.JITFunction, arch: str, dtype: torch.dtype) -> list[dict[str, int]]:
+    """With 16-bit rows four warps do: they have 128 sums a thread, and the rest fits beside these in the 255 registers that
     let two programs share a multiprocessor, where one multiplies while the other takes exponentials. float32 needs more,
-    and so do the table entries that ``similarity_matrix_kernel`` has for each element. On sm_90 the copy engine and one
-    exponential an element were measured to pay; elsewhere nothing was measured.
+    and so do the table entries that ``similarity_matrix_kernel`` has for each element.
     """
     if dtype == torch.float32:
         return [_configuration(16, 4, 8), _configuration(16, 3, 8)]
     num_warps = 8 if kernel is similarity_matrix_kernel else 4
-    if arch == "90":
-        chosen = _configuration(64, 3, num_warps, True, True)
-        return [chosen, chosen | {"DESCRIPTORS": False}, chosen | {"ONE_EXPONENTIAL": False}]
     narrow, shallow, deep = (_configuration(*c, num_warps) for c in ((32, 4), (64, 2), (64, 3)))
+    if arch == "90":
+        return [deep | {"DESCRIPTORS": True}, deep]
     if (
         arch.startswith("8") and kernel is similarity_grad_kernel
     ):  # pointers to more columns would take the last registers
-        first, second = narrow, deep
-    elif arch.startswith(("12", "gfx")):  # where two programs share 100 KB or less
-        first, second = shallow, narrow
-    else:
-        first, second = deep, shallow
-    return [first, second, first | {"ONE_EXPONENTIAL": True}]
+        return [narrow, deep]
+    if arch.startswith(("12", "gfx")):  # where two programs share 100 KB or less
+        return [shallow, narrow]
+    return [deep, shallow]
 
 
-def _configuration(
-    block_d: int, num_stages: int, num_warps: int, descriptors: bool = False, one_exponential: bool = False
-) -> dict[str, int]:
-    return {
-        "BLOCK_D": block_d,
-        "DESCRIPTORS": descriptors,
-        "ONE_EXPONENTIAL": one_exponential,
-        "num_warps": num_warps,
-        "num_stages": num_stages,
-    }
+def _configuration(block_d: int, num_stages: int, num_warps: int) -> dict[str, int]:
+    return {"BLOCK_D": block_d, "DESCRIPTORS": False, "num_warps": num_warps, "num_stages": num_stages}
 
 
 def precision(arch: str, dtype: torch.dtype) -> str:
