@@ -67,6 +67,10 @@ def row(**changes) -> Row:
     return Row(**values | changes)
 
 
+def provider_named(name: str) -> Provider:
+    return next(p for p in PROVIDERS if p.name == name)
+
+
 def planted(change, name="planted") -> Provider:
     return Provider(name, change, ("MP-NCE", "InfoNCE"), 0, 1, gpu_dtypes=(torch.float32,))
 
