@@ -1,5 +1,6 @@
 """Fused multi-positive contrastive loss for PyTorch: MP-NCE and the domain-dependent similarity of UniCLIP."""
 
+from . import _flops as _flops  # tells PyTorch's counter
 from . import _ops as _ops  # registers the operators
 from . import reference
 from ._backend import backends

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._backend import Backend
+from ._backend import Backend, Strip
 from ._checks import values_are_checked, values_wanted
-from ._layout import Layout, assert_room, empty_layout, padded_rows, starts_of
+from ._layout import Layout, Rectangle, assert_room, empty_layout, padded_rows, starts_of
+from ._problem import Problem
 
 CHECKED = 256  # table entries and domain ids to one entry of ``valid``
 
@@ -25,15 +26,13 @@ class GPUBackend(Backend):
         self.device_type = device_type
         self.workspace_bytes = workspace_bytes
 
-    def compute_dtype(self, dtype: torch.dtype, normalize: bool) -> torch.dtype:
-        return dtype
-
     def check_values(
         self,
         temperature: Tensor,
         offset: Tensor,
         weight: Tensor,
         domain_mask: Tensor | None,
+        sample_ids: Tensor,
         domain_ids: Tensor | None,
         num_domains: int | None,
     ) -> None:
@@ -43,7 +42,7 @@ class GPUBackend(Backend):
         valid = torch.empty(-(-entries // CHECKED), dtype=torch.bool, device=temperature.device)
         limit = torch.iinfo(torch.int64).max if num_domains is None else num_domains
         tables = temperature.contiguous(), offset.contiguous(), weight.contiguous(), contiguous(domain_mask)
-        self.find_valid(*tables, _long(domain_ids), limit, valid)
+        self.find_valid(*tables, sample_ids.long(), _long(domain_ids), limit, valid)
         torch._assert_async(valid.all(), values_wanted(domain_mask is not None, domain_ids is not None, num_domains))
 
     def sort_rows(
@@ -74,11 +73,13 @@ class GPUBackend(Backend):
         offset: Tensor,
         weight: Tensor,
         domain_mask: Tensor | None,
+        sample_ids: Tensor,
         domain_ids: Tensor | None,
         limit: int,
         valid: Tensor,
     ) -> None:
-        """``valid``: whether CHECKED entries of the tables and of the int64 domain ids, below ``limit``, are as they must be."""
+        """``valid``: whether CHECKED entries of the tables are as they must be, and of the domain ids, which are int64 and below
+        ``limit`` where the sample id, int64 too, is not negative."""
 
     @abstractmethod
     def number_samples(
@@ -107,6 +108,32 @@ class GPUBackend(Backend):
     ) -> None:
         """Fill the layout: ``domain`` (M,) ascends, ``position`` is the place of each in the order of samples, in which
         ``row``, ``first`` and ``end`` are; ``starts`` are the first slots of domains if the host knows them."""
+
+    def similarity_grad(
+        self,
+        problem: Problem,
+        strip: Strip,
+        lse: Tensor,
+        coefficient: Tensor,
+        share: Tensor,
+        sums: Tensor,
+        work: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        i0, i1, j0, j1 = strip.rectangle
+        h = work.view(-1)[: (i1 - i0) * (j1 - j0)].view(i1 - i0, j1 - j0)
+        self.negatives_grad(problem, strip.rectangle, lse, coefficient, h, sums[0])
+        self.positives_grad(problem, strip.rectangle, lse, share, h, sums[1])
+        return h, h.T
+
+    def negatives_grad(
+        self, problem: Problem, rectangle: Rectangle, lse: Tensor, coefficient: Tensor, h: Tensor, sums: Tensor
+    ) -> None:
+        """All of ``h``: H / τ where negatives are, 0 elsewhere. Adds Σ H and Σ H s to ``sums`` (K, K, 2)."""
+
+    def positives_grad(
+        self, problem: Problem, rectangle: Rectangle, lse: Tensor, share: Tensor, h: Tensor, sums: Tensor
+    ) -> None:
+        """Those elements of ``h`` where positives are, and their part of ``sums``, likewise."""
 
     def accumulate(self, out: Tensor, a: Tensor, b: Tensor) -> None:
         a = a[: len(out), : len(b)]

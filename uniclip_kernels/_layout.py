@@ -1,8 +1,8 @@
 """Rows sorted by (domain, sample), each domain starting on a tile boundary, and the walk over unordered pairs of panels.
 
-After this every tile has one domain pair, the positives of a row lie in at most K contiguous runs, and only tiles whose id
-ranges meet can hold positives. All of it is computed on the device of the rows; shapes depend on what the host knows without
-waiting for the device: M, K, and how many rows each domain has where the caller could tell (``Known``).
+After this every pair of tiles has one pair of domains, and only tiles whose ranges of sample numbers meet can hold positives.
+All of it is computed on the device of the rows; shapes depend on what the host knows without waiting for the device: M, K, and
+how many rows each domain has where the caller could tell (``Known``).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+FEW_DOMAINS = 16  # so many always get tiles of their own
 ROOM = "uniclip_kernels: domain_ids hold other domains than when stack_views made them"
 
 
@@ -32,8 +33,9 @@ class Layout(NamedTuple):
     slot: Tensor  # (M,) int64: slot of each input row, -1 for padding rows
     ids: Tensor  # (R,) int32: dense sample number of each slot, ascending within a domain, -1 for an empty slot
     tiles: Tensor  # (R / block, 4) int32: domain (-1: empty tile), filled slots, first and last sample number
-    runs: Tensor  # (R, K, 2) int32: slots [start, end) of the same sample in each domain that the mask leaves
-    count: Tensor  # (R,) int32: |P_i|, the number of positives
+    spans: (
+        Tensor  # (R / block, K, 2) int32: tiles [start, end) of a domain that may hold positives of a tile, by the mask
+    )
 
 
 def empty_layout(m: int, num_domains: int, slots: int, block: int, like: Tensor) -> Layout:
@@ -43,8 +45,7 @@ def empty_layout(m: int, num_domains: int, slots: int, block: int, like: Tensor)
         slot=like.new_empty(m, dtype=torch.int64),
         ids=like.new_empty(slots, dtype=torch.int32),
         tiles=like.new_empty(slots // block, 4, dtype=torch.int32),
-        runs=like.new_empty(slots, num_domains, 2, dtype=torch.int32),
-        count=like.new_empty(slots, dtype=torch.int32),
+        spans=like.new_empty(slots // block, num_domains, 2, dtype=torch.int32),
     )
 
 
@@ -61,11 +62,22 @@ class Rectangle(NamedTuple):
         return self.i0 == self.j0
 
 
+def domains_apart(m: int, num_domains: int, block: int) -> bool:
+    """Whether each domain gets tiles of its own: not where padding them would more than double the work."""
+    return num_domains <= max(FEW_DOMAINS, m // block // 2)
+
+
 def padded_rows(m: int, num_domains: int, block: int, sizes: Sequence[int] | None = None) -> int:
-    """Slots enough for that many rows in each domain, or for any split of m rows over the domains."""
-    if sizes is None:
-        return (m // block + num_domains) * block
-    return sum((size + block - 1) // block for size in sizes) * block
+    """Slots enough for that many rows in each domain, or for any split of m rows over the domains.
+
+    m may be symbolic: one formula serves both answers of ``domains_apart``, which a graph for every m must not ask; and whether
+    there is more than one tile, which decides on strides, is known.
+    """
+    if sizes is not None:
+        return sum((size + block - 1) // block for size in sizes) * block
+    if num_domains <= FEW_DOMAINS:
+        return (m // block + max(num_domains, 2)) * block
+    return (m // block + torch.sym_min(num_domains, torch.sym_max(FEW_DOMAINS, m // block // 2))) * block
 
 
 def starts_of(sizes: Sequence[int] | None, block: int, device: torch.device) -> Tensor | None:
@@ -105,7 +117,8 @@ def sort_rows(
     by_sample, row = torch.sort(sample_ids.long(), stable=True)
     number = torch.zeros_like(by_sample)
     number[1:] = (by_sample[1:] != by_sample[:-1]).cumsum(0)
-    key = number if domain_ids is None else number + domain_ids.long()[row] * m
+    # Ids out of range may not have been looked for: whatever they are, nothing is read or written out of bounds.
+    key = number if domain_ids is None else number + domain_ids.long()[row].clamp(0, num_domains - 1) * m
     key, position = torch.where(by_sample < 0, num_domains * m, key).sort(stable=True)
     row = row[position]
 
@@ -133,24 +146,23 @@ def sort_rows(
     number = (key - domain * m).int()
     ids = spread(number, -1)
 
-    # Runs of equal keys: the positives of a row, domain by domain.
-    wanted = number.long()[:, None] + every_domain * m
-    edges = torch.stack([torch.searchsorted(key, wanted), torch.searchsorted(key, wanted, right=True)], -1)
-    edges += (start[:-1] - bounds[:-1])[:, None]
-    if domain_mask is not None:
-        edges[..., 1] = torch.where(domain_mask[domain], edges[..., 1], edges[..., 0])
-    length = edges[..., 1] - edges[..., 0]
-    has_itself = length.gather(1, domain[:, None])[:, 0] > 0
-    runs = spread(edges.int(), 0)
-    count = spread((length.sum(1) - has_itself.long()).int(), 0)
-
     first_slot = torch.arange(0, rows, block, device=device)
     tile_domain = (torch.searchsorted(start, first_slot, right=True) - 1).clamp(max=num_domains - 1)
     tile_filled = (filled[tile_domain] + start[tile_domain] - first_slot).clamp(0, block)
     tile_domain = torch.where(tile_filled > 0, tile_domain, -1)
-    last = ids[first_slot + (tile_filled - 1).clamp(min=0)]
-    tiles = torch.stack([tile_domain.int(), tile_filled.int(), ids[first_slot], last], -1)
-    return Layout(order, slot, ids, tiles, runs, count)
+    first, last = ids[first_slot], ids[first_slot + (tile_filled - 1).clamp(min=0)]
+    tiles = torch.stack([tile_domain.int(), tile_filled.int(), first, last], -1)
+
+    # Slots of the samples of a tile, domain by domain.
+    begin = torch.searchsorted(key, first.long()[:, None] + every_domain * m)
+    end = torch.searchsorted(key, last.long()[:, None] + every_domain * m, right=True)
+    wanted = (tile_domain >= 0)[:, None] & (begin < end)
+    if domain_mask is not None:
+        wanted &= domain_mask[tile_domain.clamp(min=0)]
+    gap = start[:-1] - bounds[:-1]
+    spans = torch.stack([(begin + gap) // block, (end + gap + block - 1) // block], -1)
+    spans = torch.where(wanted[..., None], spans, 0).int()
+    return Layout(order, slot, ids, tiles, spans)
 
 
 class Panel(NamedTuple):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from . import _extension
-from ._backend import Backend
-from ._layout import Rectangle
-from ._problem import Problem
+from ._backend import Backend, Strip
+from ._library import LIBRARY
+from ._problem import Problem, Statistics
 
 _C = _extension.load("_C")
 _ops = torch.ops.uniclip_kernels
@@ -18,15 +20,14 @@ for _name in (
     "gather_rows",
     "scatter_rows",
     "similarity_lse",
+    "positives_forward",
     "similarity_grad",
     "pack_rows",
     "accumulate",
-    "positives_forward",
-    "positives_backward",
     "similarity_matrix",
     "similarity_matrix_grad",
 ):
-    torch.library.register_fake(f"uniclip_kernels::cpu_{_name}", lambda *_: None)
+    torch.library.register_fake(f"uniclip_kernels::cpu_{_name}", lambda *_: None, lib=LIBRARY)
 
 
 class CPUBackend(Backend):
@@ -41,15 +42,20 @@ class CPUBackend(Backend):
     def unusable(self) -> str | None:
         return None
 
-    def compute_dtype(self, dtype: torch.dtype, normalize: bool) -> torch.dtype:
+    def _dtype_of_products(self, dtype: torch.dtype, normalize: bool) -> torch.dtype:
         if dtype == torch.bfloat16 and (normalize or self.bfloat16_products != torch.int16):
             return self.bfloat16_products
         return torch.float64 if dtype == torch.float64 else torch.float32
 
     def gather_rows(self, z: Tensor, order: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
-        rows = z.new_empty(len(order), self.padded_columns(z.shape[1]), dtype=self.compute_dtype(z.dtype, normalize))
-        inv_norm = z.new_empty(len(order), dtype=_accumulator(rows))
-        _ops.cpu_gather_rows(z, order, normalize, rows, inv_norm)
+        columns, dtype = self.padded_columns(z.shape[1]), self._dtype_of_products(z.dtype, normalize)
+        inv_norm = z.new_empty(len(order), dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+        precise = torch.empty((), dtype=torch.bool)
+        rows = z.new_empty(len(order), columns, dtype=dtype)
+        _ops.cpu_gather_rows(z, order, normalize, rows, inv_norm, precise)
+        if not precise:
+            rows = z.new_empty(len(order), columns, dtype=torch.float32)
+            _ops.cpu_gather_rows(z, order, normalize, rows, inv_norm, precise)
         return rows, inv_norm
 
     def scatter_rows(
@@ -66,22 +72,30 @@ class CPUBackend(Backend):
     def workspace(self, rows: Tensor, side: int) -> Tensor:
         return rows.new_empty(2, side, side + self.block)  # H and its transpose
 
-    def similarity_lse(self, problem: Problem, rectangle: Rectangle, lse: Tensor, kept: Tensor | None) -> None:
-        _ops.cpu_similarity_lse(*_similarities(problem), *rectangle, lse, _or_empty(kept, lse))
+    def similarity_lse(self, problem: Problem, strip: Strip, lse: Tensor) -> None:
+        _ops.cpu_similarity_lse(*_similarities(problem), *strip.rectangle, lse, _or_empty(strip.dots, lse))
+
+    def positives_forward(self, problem: Problem, strips: Sequence[Strip], lse: Tensor) -> Statistics:
+        loss, slope, count = torch.zeros_like(lse), torch.zeros_like(lse), torch.zeros_like(lse, dtype=torch.int32)
+        tensors = *_similarities(problem), problem.weight, lse
+        for rectangle, dots in strips:
+            _ops.cpu_positives_forward(*tensors, *rectangle, _or_empty(dots, lse), loss, slope, count)
+        return Statistics(lse, loss, slope, count)
 
     def similarity_grad(
         self,
         problem: Problem,
-        rectangle: Rectangle,
+        strip: Strip,
         lse: Tensor,
         coefficient: Tensor,
-        kept: Tensor | None,
+        share: Tensor,
         sums: Tensor,
         work: Tensor,
     ) -> tuple[Tensor, Tensor]:
         h, h_transposed = work
-        out = sums, h, h if rectangle.diagonal else h_transposed
-        _ops.cpu_similarity_grad(*_similarities(problem), lse, coefficient, *rectangle, _or_empty(kept, lse), *out)
+        tensors = *_similarities(problem), problem.weight, lse, coefficient, share
+        out = sums, h, h if strip.rectangle.diagonal else h_transposed
+        _ops.cpu_similarity_grad(*tensors, *strip.rectangle, _or_empty(strip.dots, lse), *out)
         return h, h_transposed
 
     def pack_rows(self, rows: Tensor) -> Tensor:
@@ -95,16 +109,6 @@ class CPUBackend(Backend):
 
     def accumulate(self, out: Tensor, a: Tensor, b: Tensor) -> None:
         _ops.cpu_accumulate(out, a, b)
-
-    def positives_forward(self, problem: Problem, lse: Tensor) -> tuple[Tensor, Tensor]:
-        loss, coefficient = torch.empty_like(lse), torch.empty_like(lse)
-        _ops.cpu_positives_forward(*_positives(problem), lse, loss, coefficient)
-        return loss, coefficient
-
-    def positives_backward(
-        self, problem: Problem, lse: Tensor, scale: Tensor, grad_rows: Tensor | None, sums: Tensor
-    ) -> None:
-        _ops.cpu_positives_backward(*_positives(problem), lse, scale, _or_empty(grad_rows, lse), sums)
 
     def similarity_matrix(
         self, x: Tensor, y: Tensor, x_domains: Tensor, y_domains: Tensor, temperature: Tensor, offset: Tensor
@@ -140,19 +144,6 @@ def _accumulator(rows: Tensor) -> torch.dtype:
 def _similarities(problem: Problem) -> tuple[Tensor, ...]:
     layout = problem.layout
     return problem.rows, layout.ids, layout.tiles, problem.temperature, problem.offset
-
-
-def _positives(problem: Problem) -> tuple[Tensor, ...]:
-    layout = problem.layout
-    return (
-        problem.rows,
-        layout.tiles,
-        layout.runs,
-        layout.count,
-        problem.temperature,
-        problem.offset,
-        problem.weight,
-    )
 
 
 BACKEND = CPUBackend()

@@ -7,16 +7,19 @@ PyTorch's. Devices of compute capability 9.0 have kernels of their own over the 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from . import _extension
+from ._backend import Strip
 from ._gpu import GPUBackend, contiguous
 from ._layout import Rectangle
-from ._problem import Problem
+from ._problem import Problem, Statistics
 
 _HOPPER_DTYPES = torch.bfloat16, torch.float16
+_SLICES = 4  # blocks that share out the tiles with positives of a row of tiles: there may be one such row, or hundreds
 
 
 class CUDABackend(GPUBackend):
@@ -70,59 +73,57 @@ class CUDABackend(GPUBackend):
         self.ops.cuda_scatter_rows(grad_rows, z, slot, inv_norm, factor, normalize, grad)
         return grad
 
-    def similarity_lse(self, problem: Problem, rectangle: Rectangle, lse: Tensor, kept: None) -> None:
+    def similarity_lse(self, problem: Problem, strip: Strip, lse: Tensor) -> None:
+        rectangle = strip.rectangle
         tiles = self._tiles(rectangle)
+        args = *_similarities(problem), *tiles
         if blocks := _hopper_blocks(problem.rows, rectangle, tiles):
             row_parts = lse.new_empty(2 * _pieces(rectangle, tiles, blocks), tiles[2] * self.block)
             by_col = lse.new_empty(tiles[2], tiles[3] * self.block)
-            self.ops.cuda_hopper_lse(*_similarities(problem), *tiles, blocks, lse, row_parts, by_col)
+            self.ops.cuda_hopper_lse(*args, lse, row_parts, by_col, blocks)
             return
         by_row = lse.new_empty(tiles[3], tiles[2] * self.block)
         by_col = by_row if rectangle.diagonal else lse.new_empty(tiles[2], tiles[3] * self.block)
-        self.ops.cuda_similarity_lse(*_similarities(problem), _allow_tf32(problem.rows), *tiles, by_row, by_col)
+        self.ops.cuda_similarity_lse(*args, by_row, by_col)
         self.ops.cuda_merge_lse(lse[rectangle.i0 : rectangle.i1], by_row)
         if not rectangle.diagonal:
             self.ops.cuda_merge_lse(lse[rectangle.j0 : rectangle.j1], by_col)
 
-    def similarity_grad(
-        self,
-        problem: Problem,
-        rectangle: Rectangle,
-        lse: Tensor,
-        coefficient: Tensor,
-        kept: None,
-        sums: Tensor,
-        work: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        i0, i1, j0, j1 = rectangle
+    def positives_forward(self, problem: Problem, strips: Sequence[Strip], lse: Tensor) -> Statistics:
+        parts = lse.new_empty(3, 4 * _SLICES, len(lse))
+        self.ops.cuda_positives_forward(*_similarities(problem), *_positives(problem), lse, _SLICES, parts)
+        loss, slope, count = (part.sum(0) for part in parts)
+        return Statistics(lse, loss, slope, count.int())
+
+    def negatives_grad(
+        self, problem: Problem, rectangle: Rectangle, lse: Tensor, coefficient: Tensor, h: Tensor, sums: Tensor
+    ) -> None:
         tiles = self._tiles(rectangle)
-        h = work.view(-1)[: (i1 - i0) * (j1 - j0)].view(i1 - i0, j1 - j0)
-        parts = lse.new_empty(2, tiles[2], tiles[3])
-        args = *_similarities(problem), lse, coefficient
+        parts = lse.new_zeros(2, tiles[2], tiles[3])
+        args = *_similarities(problem), *tiles, lse, coefficient, h, parts
         if blocks := _hopper_blocks(problem.rows, rectangle, tiles):
-            self.ops.cuda_hopper_grad(*args, *tiles, blocks, h, parts)
+            self.ops.cuda_hopper_grad(*args, blocks)
         else:
-            self.ops.cuda_similarity_grad(*args, _allow_tf32(problem.rows), *tiles, h, parts)
-        domains = problem.layout.tiles[:, 0]
-        self.ops.cuda_add_pair_sums(parts, domains[tiles[0] :], 1, domains[tiles[1] :], rectangle.diagonal, sums)
-        return h, h.T
+            self.ops.cuda_similarity_grad(*args)
+        self._add_pair_sums(problem, rectangle, parts, sums)
+
+    def positives_grad(
+        self, problem: Problem, rectangle: Rectangle, lse: Tensor, share: Tensor, h: Tensor, sums: Tensor
+    ) -> None:
+        tiles = self._tiles(rectangle)
+        parts = lse.new_zeros(2, tiles[2], tiles[3])
+        args = *_similarities(problem), *tiles, *_positives(problem)
+        self.ops.cuda_positives_grad(*args, lse, share, _SLICES, h, parts)
+        self._add_pair_sums(problem, rectangle, parts, sums)
+
+    def _add_pair_sums(self, problem: Problem, rectangle: Rectangle, parts: Tensor, sums: Tensor) -> None:
+        rows, cols = (problem.layout.tiles[slot // self.block :, 0] for slot in (rectangle.i0, rectangle.j0))
+        self.ops.cuda_add_pair_sums(parts, rows, cols, rectangle.diagonal, sums)
 
     def _tiles(self, rectangle: Rectangle) -> tuple[int, int, int, int]:
         """First row and first column of tiles, and how many of each."""
         i0, i1, j0, j1 = (slot // self.block for slot in rectangle)
         return i0, j0, i1 - i0, j1 - j0
-
-    def positives_forward(self, problem: Problem, lse: Tensor) -> tuple[Tensor, Tensor]:
-        loss, coefficient = torch.empty_like(lse), torch.empty_like(lse)
-        self.ops.cuda_positives_forward(*_positives(problem), lse, loss, coefficient)
-        return loss, coefficient
-
-    def positives_backward(
-        self, problem: Problem, lse: Tensor, scale: Tensor, grad_rows: Tensor | None, sums: Tensor
-    ) -> None:
-        parts = lse.new_empty(2, len(lse), len(sums))
-        self.ops.cuda_positives_backward(*_positives(problem), lse, scale, grad_rows, parts)
-        self.ops.cuda_add_pair_sums(parts, problem.layout.tiles[:, 0], self.block, None, False, sums)
 
     def similarity_matrix(
         self, x: Tensor, y: Tensor, x_domains: Tensor, y_domains: Tensor, temperature: Tensor, offset: Tensor
@@ -145,7 +146,7 @@ class CUDABackend(GPUBackend):
         g = like.new_empty([-(-n // self.block) * self.block for n in grad.shape])
         parts = s.new_empty(2, len(grad), len(sums))
         self.ops.cuda_similarity_matrix_grad(grad, s, x_domains, y_domains, temperature.contiguous(), g, parts)
-        self.ops.cuda_add_pair_sums(parts, x_domains, 1, None, False, sums)
+        self.ops.cuda_add_pair_sums(parts, x_domains, None, False, sums)
         return g, g.T
 
 
@@ -187,22 +188,14 @@ def _allow_tf32(rows: Tensor) -> bool:
     return rows.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
-def _similarities(problem: Problem) -> tuple[Tensor | None, ...]:
-    layout = problem.layout
-    return (
-        problem.rows,
-        layout.ids,
-        layout.tiles,
-        problem.temperature.contiguous(),
-        problem.offset.contiguous(),
-        contiguous(problem.domain_mask),
-    )
+def _similarities(problem: Problem) -> tuple[Tensor | bool | None, ...]:
+    tables = (t.contiguous() for t in (problem.temperature, problem.offset))
+    mask, allow_tf32 = contiguous(problem.domain_mask), _allow_tf32(problem.rows)
+    return problem.rows, problem.layout.ids, problem.layout.tiles, *tables, mask, allow_tf32
 
 
-def _positives(problem: Problem) -> tuple[Tensor, ...]:
-    layout = problem.layout
-    tables = (t.contiguous() for t in (problem.temperature, problem.offset, problem.weight))
-    return problem.rows, layout.tiles, layout.runs, layout.count, *tables
+def _positives(problem: Problem) -> tuple[Tensor, Tensor]:
+    return problem.layout.spans, problem.weight.contiguous()
 
 
 BACKEND = CUDABackend()

@@ -11,7 +11,17 @@ from torch import Tensor
 
 from . import _known, reference
 from ._backend import REFERENCE, choose, reads_on_host
-from ._checks import check_embeddings, check_ids, check_reduction, check_reverse_mode, check_tables, check_values
+from ._checks import (
+    check_embeddings,
+    check_flag,
+    check_ids,
+    check_reduction,
+    check_reverse_mode,
+    check_tables,
+    check_values,
+    is_integer,
+)
+from ._layout import FEW_DOMAINS
 from ._problem import accumulator_dtype
 from ._tables import full_table, num_domains_of, symmetric_table
 
@@ -38,12 +48,14 @@ def mp_nce(
     Args:
         embeddings: (M, D) float32, bfloat16, float16, or float64 on the CPU. Any strides.
         sample_ids: (M,) integer; rows with equal ids are positives of each other. Rows with a negative id are padding:
-            they are in no set and get gradient 0.
-        domain_ids: (M,) integer in [0, K), e.g. 0 for image and 1 for text; None puts all rows in domain 0.
-        temperature: τ > 0; a float, a 0-dim tensor or (K, K), one for each pair of domains. Of a (K, K) tensor only the upper
-            triangle is read, and gets the gradient.
+            they are in no set and get gradient 0. Make ids of 64-bit hashes non-negative first: ``ids & (2**63 - 1)``.
+        domain_ids: (M,) integer in [0, K), e.g. 0 for image and 1 for text; None puts all rows in domain 0. Those of padding
+            do not matter.
+        temperature: τ > 0; a number, a tensor of one element or (K, K), one for each pair of domains. Of a (K, K) tensor only
+            the upper triangle is read, and gets the gradient.
         offset: b, subtracted from the cosine; likewise.
-        weight: weight of each positive by [anchor domain, positive domain]; a float, a 0-dim tensor or (K, K). No gradient.
+        weight: weight of each positive by [anchor domain, positive domain]; a number, a tensor of one element or (K, K). No
+            gradient.
         domain_mask: (K, K) bool, symmetric; False removes a pair of domains from positives and negatives. On the CPU it may stay
             there: then a GPU is never given the pairs that it removes, if ``domain_ids`` are those of :func:`stack_views`.
         reduction: "mean" over the anchors that have a positive, "sum", or "none": (M,) with 0 where there is no positive.
@@ -57,7 +69,8 @@ def mp_nce(
     Raises:
         TypeError, ValueError: for a wrong argument, naming it; ValueError for a backend that cannot run, with the reason. On a
             GPU, tensor values (domain ids in range, positive temperatures, symmetric mask) are asserted on the device without
-            waiting for it; UNICLIP_CHECK_VALUES=0 turns that off.
+            waiting for it. UNICLIP_CHECK_VALUES=0 leaves values unchecked, on the CPU too: wrong ones then give undefined
+            results, in safe memory.
     """
     check_embeddings("embeddings", embeddings)
     check_ids("sample_ids", sample_ids, "embeddings", embeddings)
@@ -65,6 +78,7 @@ def mp_nce(
         check_ids("domain_ids", domain_ids, "embeddings", embeddings)
     check_tables(embeddings, temperature=temperature, offset=offset, weight=weight, domain_mask=domain_mask)
     check_reduction(reduction)
+    check_flag("normalize", normalize)
     chosen = choose(backend, embeddings.device, embeddings.dtype)
     on_host = reads_on_host(chosen)
 
@@ -79,7 +93,7 @@ def mp_nce(
     if chosen == REFERENCE:
         tau, b = symmetric_table(tau, k, like), symmetric_table(b, k, like)
         given = {} if domain_ids is None else {"domain_ids": domain_ids}
-        check_values(tau, b, given, None if ignore_domains else k, w, domain_mask)
+        check_values(tau, b, given, None if ignore_domains else k, w, domain_mask, padding=sample_ids < 0)
         options = dict(temperature=tau, offset=b, weight=w, domain_mask=domain_mask, reduction=reduction)
         ids = None if ignore_domains else domain_ids
         return reference.mp_nce(embeddings, sample_ids, ids, normalize=normalize, **options)
@@ -87,9 +101,12 @@ def mp_nce(
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (embeddings, tau, b))
     known = _sizes(embeddings, None if ignore_domains else domain_ids, k, on_host), allowed
     tables = tau, b, w, domain_mask
-    return torch.ops.uniclip_kernels.mp_nce_fwd(
-        embeddings, sample_ids, domain_ids, *tables, ignore_domains, keep, *known, reduction, normalize, chosen
-    )[0]
+    loss, num_positives, *_ = torch.ops.uniclip_kernels.mp_nce_fwd(
+        embeddings, sample_ids, domain_ids, *tables, keep, ignore_domains, *known, normalize, chosen
+    )
+    if reduction == "none":
+        return loss
+    return loss.sum() / (num_positives > 0).sum().clamp(min=1) if reduction == "mean" else loss.sum()
 
 
 def domain_similarity(
@@ -131,6 +148,7 @@ def domain_similarity(
     if y_domain_ids is not None:
         check_ids("y_domain_ids", y_domain_ids, "y", y)
     check_tables(x, temperature=temperature, offset=offset)
+    check_flag("normalize", normalize)
     chosen = choose(backend, x.device, x.dtype)
 
     k, ignore_domains = num_domains_of(temperature, offset)
@@ -145,16 +163,15 @@ def domain_similarity(
     check_reverse_mode("domain_similarity", x, y, tau, b)
     return torch.ops.uniclip_kernels.domain_similarity_fwd(
         x, y, x_domain_ids, y_domain_ids, tau, b, ignore_domains, normalize, chosen
-    )[0]
+    )
 
 
 def _sizes(embeddings: Tensor, domain_ids: Tensor | None, num_domains: int, on_host: bool) -> list[int] | None:
     """Rows of each domain where the host can tell, and the backend would not read them itself."""
-    m = embeddings.shape[0]
-    if domain_ids is None:
-        return [m] + [0] * (num_domains - 1)
-    sizes = None if on_host else _known.kept(domain_ids)
-    if sizes is None or len(sizes) > num_domains or sum(sizes) != m:
+    if domain_ids is None or on_host or num_domains > FEW_DOMAINS:
+        return None
+    sizes = _known.kept(domain_ids)
+    if sizes is None or len(sizes) > num_domains or sum(sizes) != embeddings.shape[0]:
         return None
     return [*sizes, *[0] * (num_domains - len(sizes))]
 
@@ -182,13 +199,12 @@ def stack_views(views: Sequence[Tensor], domains: Sequence[int]) -> tuple[Tensor
         domains: the domain id of each view, e.g. ``[0, 0, 1]`` for two augmented images and a text.
 
     Returns:
-        embeddings (V·N, D), sample_ids (V·N,) int64, domain_ids (V·N,) int64, views one after the other.
+        embeddings (V·N, D), sample_ids (V·N,) int64, domain_ids (V·N,) int64, views one after the other. Sample ids
+        count from 0: where rows of several ranks are to be gathered, first set them apart, by N times the rank if all have N.
     """
-    views, domains = list(views), list(domains)
+    views, domains = _listed("views", views), _listed("domains", domains)
     if not views:
         raise ValueError("views must hold at least one (N, D) tensor, got none")
-    if len(domains) != len(views):
-        raise ValueError(f"domains must have one id for each of the {len(views)} views, got {len(domains)}")
     for i, view in enumerate(views):
         check_embeddings(f"views[{i}]", view)
         if view.shape != views[0].shape or view.dtype != views[0].dtype or view.device != views[0].device:
@@ -197,10 +213,22 @@ def stack_views(views: Sequence[Tensor], domains: Sequence[int]) -> tuple[Tensor
                 f"{tuple(views[0].shape)}, {views[0].dtype}, {views[0].device}, "
                 f"got {tuple(view.shape)}, {view.dtype}, {view.device}"
             )
-    if any(isinstance(d, bool) or not isinstance(d, int) or d < 0 for d in domains):
+    if len(domains) != len(views):
+        raise ValueError(f"domains must have one id for each of the {len(views)} views, got {len(domains)}")
+    if not all(is_integer(d) and d >= 0 for d in domains):
         raise ValueError(f"domains must be non-negative integers, got {domains}")
+    domains = [int(d) for d in domains]
     n, device = views[0].shape[0], views[0].device
     sample_ids = torch.arange(n, device=device).repeat(len(views))
     domain_ids = torch.cat([torch.full((n,), d, dtype=torch.long, device=device) for d in domains])
     _known.keep(domain_ids, tuple(n * domains.count(d) for d in range(max(domains) + 1)))
     return torch.cat(views), sample_ids, domain_ids
+
+
+def _listed(name: str, values: Sequence) -> list:
+    try:
+        if not isinstance(values, (str, bytes, dict)):
+            return list(values)
+    except (TypeError, RuntimeError):  # tensors without a dimension, nested ones
+        pass
+    raise TypeError(f"{name} must be a sequence, got {type(values).__name__}")

@@ -35,7 +35,8 @@ def domain_similarity(
     pair = _domains(x_domain_ids, x, ignore)[:, None], _domains(y_domain_ids, y, ignore)[None, :]
     tau = symmetric_table(temperature, k, x)[pair]
     b = symmetric_table(offset, k, x)[pair]
-    with torch.autocast(x.device.type, enabled=False):  # float32 is part of the specification
+    # Float32 is part of the specification. The meta device knows no autocast.
+    with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
         return (x @ y.T - b) / tau
 
 
@@ -56,10 +57,12 @@ def mp_nce(
     ℓ_ip = -log(e^{s_ip} / (e^{s_ip} + Σ_n e^{s_in})), weighted by w[d_i, d_p] and averaged over the positives of i.
     The arguments are those of :func:`uniclip_kernels.mp_nce`. Returns a scalar, or (M,) for reduction "none".
     """
-    m, device = len(embeddings), embeddings.device
+    m, device = embeddings.shape[0], embeddings.device
     present = sample_ids >= 0
     embeddings = embeddings.masked_fill(~present[:, None], 0)  # whatever padding rows hold
     k, ignore = num_domains_of(temperature, offset, weight, domain_mask)
+    if domain_ids is not None:
+        domain_ids = domain_ids.where(present, 0)
     domains = _domains(domain_ids, embeddings, ignore)
     pair = domains[:, None], domains[None, :]
     s = domain_similarity(embeddings, None, domain_ids, temperature=temperature, offset=offset, normalize=normalize)
@@ -87,4 +90,4 @@ def _rows(z: Tensor, normalize: bool) -> Tensor:
 
 def _domains(ids: Tensor | None, rows: Tensor, ignore: bool) -> Tensor:
     """(rows,) domain ids; ``pair`` made of two of them expands a (K, K) table to all pairs of rows."""
-    return torch.zeros(len(rows), dtype=torch.long, device=rows.device) if ids is None or ignore else ids.long()
+    return torch.zeros(rows.shape[0], dtype=torch.long, device=rows.device) if ids is None or ignore else ids.long()

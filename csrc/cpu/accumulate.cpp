@@ -27,7 +27,7 @@ void multiply(int64_t m, int64_t depth, const Panel<C>& h, int64_t i, const Tens
     for (int64_t j = first; j < end; j += kWidth) {
       const TileOfH<C> tile = h.tile(i, k);
       gemm(m, std::min(kWidth, end - j), std::min(kDepth, depth - k), tile.data, tile.stride, right[k] + pair * j,
-           right.stride, sums[i] + j, sums.stride, true);
+           right.stride, sums[i] + j, sums.stride, true, kDepth);
     }
   }
 }

@@ -1,6 +1,5 @@
 // The matrix of domain-dependent similarities of rows in any order, and what its gradient needs.
 #include <algorithm>
-#include <vector>
 
 #include "ops.h"
 #include "panel.h"
@@ -11,7 +10,8 @@
 namespace uniclip::cpu {
 
 namespace {
-constexpr int64_t kRowTiles = 8;  // most tiles of one task
+constexpr int64_t kRowTiles = 8;        // most tiles of one task
+constexpr int64_t kMostSums = 1 << 20;  // of columns at a time, in the gradient
 }  // namespace
 
 void similarity_matrix(const Tensor x, const Tensor y, const Tensor x_domains, const Tensor y_domains,
@@ -46,7 +46,8 @@ void similarity_matrix(const Tensor x, const Tensor y, const Tensor x_domains, c
       const int64_t first = task % chunks * height * kTile, end = std::min(first + height * kTile, out.rows);
       for (int64_t i = first; i < end; i += kTile) {
         const int64_t count = std::min(kTile, end - i);
-        gemm(round_up(count, kBlock), n, d, left[i], left.stride, t.packed.get(), n, t.dots.get(), n, false);
+        gemm(round_up(count, kBlock), n, d, left[i], left.stride, t.packed.get(), n, t.dots.get(), n, false,
+             kShortChain);
         for (int64_t r = 0; r < count; ++r) {
           const int64_t a = dx[i + r] * kTile;
           tile_kernels<C>().affine_row(t.dots.get() + r * n, &t.scale[a], &t.shift[a], out[i + r] + j, cols);
@@ -65,22 +66,21 @@ void similarity_matrix_grad(const Tensor grad, const Tensor s, const Tensor x_do
     const Panel<C> out(g), out_transposed(g_transposed);
     const int32_t* dx = vector<int32_t>(x_domains);
     const int32_t* dy = vector<int32_t>(y_domains);
-    const int64_t domains = tau.rows, pairs = domains * domains;
+    const int64_t domains = tau.rows;
     const int64_t tiles = ceil_div(upstream.cols, kTile);
-    std::vector<double> parts(tiles * pairs * 2, 0.0);
+    // Sums of each column, for each domain of the rows: of so many tiles at a time that they stay small.
+    const int64_t at_a_time = std::max<int64_t>(1, kMostSums / (domains * kTile)), column_sums = domains * kTile;
+    const auto sums_of = make_buffer<T>(2 * std::min(at_a_time, tiles) * column_sums);
     const auto& kernels = tile_kernels<C>();
     struct Scratch {
-      Buffer<T> h, factor, sum_grad, sum_grad_s;  // all but h: of each column, for each domain of the rows
+      Buffer<T> h, factor;  // factor: of each column, for each domain of the rows
     };
-    const auto scratch = [&] {
-      return Scratch{make_buffer<T>(kTile * kTile), make_buffer<T>(domains * kTile), make_buffer<T>(domains * kTile),
-                     make_buffer<T>(domains * kTile)};
-    };
-    parallel_tasks(tiles, scratch, [&](int64_t task, Scratch& t) {
-      const int64_t j = task * kTile, cols = std::min(kTile, upstream.cols - j), n = round_up(cols, kBlock);
+    const auto scratch = [&] { return Scratch{make_buffer<T>(kTile * kTile), make_buffer<T>(column_sums)}; };
+    const auto run = [&](int64_t tile, T* sum_grad, T* sum_grad_s, Scratch& t) {
+      const int64_t j = tile * kTile, cols = std::min(kTile, upstream.cols - j), n = round_up(cols, kBlock);
       std::fill_n(t.factor.get(), domains * kTile, T(0));
-      std::fill_n(t.sum_grad.get(), domains * kTile, T(0));
-      std::fill_n(t.sum_grad_s.get(), domains * kTile, T(0));
+      std::fill_n(sum_grad, column_sums, T(0));
+      std::fill_n(sum_grad_s, column_sums, T(0));
       for (int64_t a = 0; a < domains; ++a) {
         for (int64_t k = 0; k < cols; ++k) t.factor[a * kTile + k] = 1 / tau[a][dy[j + k]];
       }
@@ -90,21 +90,30 @@ void similarity_matrix_grad(const Tensor grad, const Tensor s, const Tensor x_do
         for (int64_t r = 0; r < count; ++r) {
           const int64_t a = dx[i + r] * kTile;
           kernels.affine_grad_row(upstream[i + r] + j, similarity[i + r] + j, &t.factor[a], t.h.get() + r * n,
-                                  &t.sum_grad[a], &t.sum_grad_s[a], cols);
+                                  sum_grad + a, sum_grad_s + a, cols);
         }
         kernels.store(t.h.get(), int(m), int(n), out.tile(i, j));
         kernels.store_transposed(t.h.get(), int(m), int(n), out_transposed.tile(j, i));
       }
-      for (int64_t a = 0; a < domains; ++a) {
-        for (int64_t k = 0; k < cols; ++k) {
-          double* part = &parts[2 * (task * pairs + a * domains + dy[j + k])];
-          part[0] += t.sum_grad[a * kTile + k];
-          part[1] += t.sum_grad_s[a * kTile + k];
+    };
+    double* total = vector<double>(sums);
+    for (int64_t first = 0; first < tiles; first += at_a_time) {
+      const int64_t count = std::min(at_a_time, tiles - first);
+      const auto sums_of_tile = [&](int64_t k) { return sums_of.get() + 2 * k * column_sums; };
+      parallel_tasks(count, scratch, [&](int64_t task, Scratch& t) {
+        run(first + task, sums_of_tile(task), sums_of_tile(task) + column_sums, t);
+      });
+      for (int64_t task = 0; task < count; ++task) {  // in order, so that threads do not matter
+        const int64_t j = (first + task) * kTile, cols = std::min(kTile, upstream.cols - j);
+        for (int64_t a = 0; a < domains; ++a) {
+          for (int64_t k = 0; k < cols; ++k) {
+            double* pair = total + 2 * (a * domains + dy[j + k]);
+            pair[0] += sums_of_tile(task)[a * kTile + k];
+            pair[1] += sums_of_tile(task)[column_sums + a * kTile + k];
+          }
         }
       }
-    });
-    double* total = vector<double>(sums);
-    for (size_t k = 0; k < parts.size(); ++k) total[k % (pairs * 2)] += parts[k];
+    }
   });
 }
 

@@ -50,21 +50,24 @@ void pack_b_transposed(const double* b, int64_t stride, int64_t n, int64_t k, do
 
 template <class C>
 void gemm(int64_t m, int64_t n, int64_t k, const C* a, int64_t a_stride, const C* b, int64_t b_stride,
-          Accumulator<C>* c, int64_t c_stride, bool add) {
-  multiply(m, n, k, a, a_stride, b, b_stride, c, c_stride, add);
+          Accumulator<C>* c, int64_t c_stride, bool add, int64_t chain) {
+  multiply(m, n, k, a, a_stride, b, b_stride, c, c_stride, add, chain);
 }
-template void gemm(int64_t, int64_t, int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t, bool);
-template void gemm(int64_t, int64_t, int64_t, const double*, int64_t, const double*, int64_t, double*, int64_t, bool);
+template void gemm(int64_t, int64_t, int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t, bool,
+                   int64_t);
+template void gemm(int64_t, int64_t, int64_t, const double*, int64_t, const double*, int64_t, double*, int64_t, bool,
+                   int64_t);
 
 template <>
 void gemm(int64_t m, int64_t n, int64_t k, const bfloat16* a, int64_t a_stride, const bfloat16* b, int64_t b_stride,
-          float* c, int64_t c_stride, bool add) {
-  (use_amx() ? multiply_amx : multiply<bfloat16>)(m, n, k, a, a_stride, b, b_stride, c, c_stride, add);
+          float* c, int64_t c_stride, bool add, int64_t chain) {
+  if (use_amx()) return multiply_amx(m, n, k, a, a_stride, b, b_stride, c, c_stride, add);
+  multiply(m, n, k, a, a_stride, b, b_stride, c, c_stride, add, chain);
 }
 
 template <>
 void gemm(int64_t m, int64_t n, int64_t k, const fixed16* a, int64_t a_stride, const fixed16* b, int64_t, float* c,
-          int64_t c_stride, bool add) {
+          int64_t c_stride, bool add, int64_t) {
   constexpr float unit = 1 / (kFixedSteps * kFixedSteps), nan = std::numeric_limits<float>::quiet_NaN();
   multiply_fixed(m, n, k, a, a_stride, b, kStrip * k, &unit, 0, c, c_stride, add);
   // Rows with a NaN begin with one.

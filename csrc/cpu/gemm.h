@@ -14,10 +14,14 @@ void pack_b(const C* b, int64_t stride, int64_t k, int64_t n, C* packed);
 template <class C>
 void pack_b_transposed(const C* b, int64_t stride, int64_t n, int64_t k, C* packed);
 
-// c (m x n) = a (m x k) times b (k x n, laid out as above, stride b_stride), added to c if `add`.
+// Of similarities, whose errors exponentials enlarge.
+constexpr int64_t kShortChain = 64;
+
+// c (m x n) = a (m x k) times b (k x n, laid out as above, stride b_stride), added to c if `add`. Sums that take one
+// product after the other do so for `chain` products, and are then added up: rounding grows with the length of chains.
 template <class C>
 void gemm(int64_t m, int64_t n, int64_t k, const C* a, int64_t a_stride, const C* b, int64_t b_stride,
-          Accumulator<C>* c, int64_t c_stride, bool add);
+          Accumulator<C>* c, int64_t c_stride, bool add, int64_t chain);
 
 // To be called by a thread after its last product of a parallel region: gives the processor's tile registers back.
 void gemm_release();

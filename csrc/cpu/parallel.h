@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 #include <memory>
 #include <new>
 
@@ -39,18 +38,17 @@ void parallel_rows(int64_t rows, int64_t grain, const F& f) {
   torch::stable::parallel_for(0, rows, grain, f);
 }
 
+constexpr std::align_val_t kAlignment{64};
+
 struct FreeAligned {
-  void operator()(void* p) const { std::free(p); }
+  void operator()(void* p) const { ::operator delete(p, kAlignment); }
 };
 template <class T>
 using Buffer = std::unique_ptr<T[], FreeAligned>;
 
 template <class T>
 Buffer<T> make_buffer(int64_t n) {
-  const size_t bytes = (static_cast<size_t>(n) * sizeof(T) + 63) / 64 * 64;
-  void* p = std::aligned_alloc(64, bytes == 0 ? 64 : bytes);
-  if (!p) throw std::bad_alloc();
-  return Buffer<T>(static_cast<T*>(p));
+  return Buffer<T>(static_cast<T*>(::operator new(static_cast<size_t>(n) * sizeof(T), kAlignment)));
 }
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -1,5 +1,6 @@
 // Rows of the user to unit rows in slot order, and the gradient back through the normalisation.
 #include <algorithm>
+#include <atomic>
 
 #include "ops.h"
 #include "parallel.h"
@@ -11,6 +12,19 @@ namespace uniclip::cpu {
 namespace {
 constexpr double kMinNorm = 1e-12;  // as torch.nn.functional.normalize
 constexpr int64_t kGrain = 64;
+constexpr int kFewSteps = 128;  // in which a number has about the relative precision of bfloat16
+
+// Do most numbers of a row but zeros have more than a few steps? Not where some features outweigh the others by far.
+template <class In>
+bool keeps_precision(const In* x, const fixed16* row, int64_t d) {
+  int64_t few = 0, some = 0;
+  for (int64_t i = 0; i < d; ++i) {
+    const bool is_zero = (x[i].bits & 0x7fff) == 0;
+    some += !is_zero;
+    few += !is_zero && row[i].steps < kFewSteps && row[i].steps > -kFewSteps;
+  }
+  return 2 * few <= some;
+}
 
 // The row itself, or a copy of it in `buffer` where its elements are strided.
 template <class In>
@@ -22,7 +36,8 @@ const In* dense_row(const In* data, int64_t row_stride, int64_t column_stride, i
 }
 }  // namespace
 
-void gather_rows(const Tensor z, const Tensor order, bool normalize, Tensor rows, Tensor inv_norm) {
+void gather_rows(const Tensor z, const Tensor order, bool normalize, Tensor rows, Tensor inv_norm, Tensor precise) {
+  std::atomic<bool> all_precise{true};
   dispatch_rows(z, rows, [&](auto in, auto compute) {
     using In = typename decltype(in)::type;
     using C = typename decltype(compute)::type;
@@ -50,10 +65,12 @@ void gather_rows(const Tensor z, const Tensor order, bool normalize, Tensor rows
         if constexpr (std::is_same_v<C, fixed16>) {  // the product looks for NaN at the front
           const auto is_nan = [](fixed16 v) { return v.steps == kFixedNaN; };
           if (!(inv[r] > 0) && std::any_of(out[r], out[r] + d, is_nan)) out[r][0] = {kFixedNaN};
+          if (!keeps_precision(x, out[r], d)) all_precise.store(false, std::memory_order_relaxed);
         }
       }
     });
   });
+  *static_cast<bool*>(precise.data_ptr()) = all_precise;
 }
 
 void scatter_rows(const Tensor grad_rows, const Tensor z, const Tensor slot, const Tensor inv_norm, const Tensor factor,

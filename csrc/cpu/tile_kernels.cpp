@@ -1,6 +1,8 @@
 // Compiles tile_kernels.inc and gemm.inc for each instruction set and chooses among them.
 #include "tile_kernels.h"
 
+#include "target.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
@@ -19,16 +21,6 @@
 #pragma GCC diagnostic ignored "-Wpsabi"
 
 #if defined(__x86_64__)
-#define UNICLIP_PRAGMA(text) _Pragma(#text)
-#if defined(__clang__)
-#define UNICLIP_BEGIN_TARGET(isa) \
-  UNICLIP_PRAGMA(clang attribute push(__attribute__((target(isa))), apply_to = function))
-#define UNICLIP_END_TARGET UNICLIP_PRAGMA(clang attribute pop)
-#else
-#define UNICLIP_BEGIN_TARGET(isa) UNICLIP_PRAGMA(GCC push_options) UNICLIP_PRAGMA(GCC target(isa))
-#define UNICLIP_END_TARGET UNICLIP_PRAGMA(GCC pop_options)
-#endif
-
 UNICLIP_BEGIN_TARGET("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #define UNICLIP_VECTOR_BYTES 64
 namespace uniclip::avx512 {
@@ -111,23 +103,25 @@ void transpose(const uint32_t* in, int64_t in_stride, int64_t rows, int64_t cols
 
 template <class C>
 void multiply(int64_t m, int64_t n, int64_t k, const C* a, int64_t a_stride, const C* b, int64_t b_stride,
-              Accumulator<C>* c, int64_t c_stride, bool add) {
-  UNICLIP_CHOOSE(multiply(m, n, k, a, a_stride, b, b_stride, c, c_stride, add));
+              Accumulator<C>* c, int64_t c_stride, bool add, int64_t chain) {
+  UNICLIP_CHOOSE(multiply(m, n, k, a, a_stride, b, b_stride, c, c_stride, add, chain));
 }
-template void multiply(int64_t, int64_t, int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t, bool);
+template void multiply(int64_t, int64_t, int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t, bool,
+                       int64_t);
 template void multiply(int64_t, int64_t, int64_t, const double*, int64_t, const double*, int64_t, double*, int64_t,
-                       bool);
+                       bool, int64_t);
 
 template <>
 void multiply(int64_t m, int64_t n, int64_t k, const bfloat16* a, int64_t a_stride, const bfloat16* b, int64_t b_stride,
-              float* c, int64_t c_stride, bool add) {
+              float* c, int64_t c_stride, bool add, int64_t chain) {
 #if defined(__x86_64__)
   static const bool fast = has_bfloat16_instruction();
   if (fast) {
-    return avx512::multiply<bfloat16, avx512::BFloat16Instruction>(m, n, k, a, a_stride, b, b_stride, c, c_stride, add);
+    return avx512::multiply<bfloat16, avx512::BFloat16Instruction>(m, n, k, a, a_stride, b, b_stride, c, c_stride, add,
+                                                                   chain);
   }
 #endif
-  UNICLIP_CHOOSE(multiply(m, n, k, a, a_stride, b, b_stride, c, c_stride, add));
+  UNICLIP_CHOOSE(multiply(m, n, k, a, a_stride, b, b_stride, c, c_stride, add, chain));
 }
 
 template <class C>

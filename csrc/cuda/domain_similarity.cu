@@ -9,7 +9,8 @@ __global__ void __launch_bounds__(kTileThreads, T::kBlocks)
     similarity_matrix_kernel(const typename T::Element* x, const typename T::Element* y, int d, const int* x_domains,
                              const int* y_domains, const float* temperature, const float* offset, int domains,
                              int64_t x_count, int64_t y_count, int row_tiles, int col_tiles, float* s) {
-  const TileIndex tile(row_tiles, col_tiles);
+  const Rectangle all{0, 0, row_tiles, col_tiles};
+  const TileIndex tile(all);
   const int64_t i = static_cast<int64_t>(tile.row) * kBlock, j = static_cast<int64_t>(tile.col) * kBlock;
   Dots dots;
   dot_tile<T>(shared_memory<Stages>(), x + i * d, y + j * d, d, dots);

@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kLayoutThreads)
 __global__ void __launch_bounds__(kBlock)
     layout_kernel(const short* domain, const int64_t* position, const int64_t* row, const int* first, const int* end,
                   const int64_t* starts, const unsigned char* mask, int count, int domains, int64_t* order,
-                  int64_t* slot, int* ids, LayoutTile* tiles, int* runs, int* positives) {
+                  int64_t* slot, int* ids, LayoutTile* tiles, Span* spans) {
   // Of each domain: its first sorted row, `domains + 1` of them, and its first slot.
   int* bound = &shared_memory<int>();
   int* start = bound + domains + 1;
@@ -72,44 +72,43 @@ __global__ void __launch_bounds__(kBlock)
   const bool there = lane < held;
   const int64_t t = there ? position[tile_row + lane] : 0;
   const int64_t source = there ? row[t] : -1;
-  const int sample = there ? first[t] : -1, sample_end = there ? end[t] : -1;
   order[here] = source;
-  ids[here] = sample;
+  ids[here] = there ? first[t] : -1;
   if (there) slot[source] = here;
   const int padding = bound[domains] + here;  // behind all domains, and no more of them than slots
   if (padding < count) slot[row[position[padding]]] = -1;
-  if (lane == 0) {
-    tiles[blockIdx.x] = {a, held, sample, held > 0 ? first[position[tile_row + held - 1]] : -1};
+  LayoutTile tile{a, held, -1, -1};
+  int64_t sample_end = 0;  // of the last sample
+  if (held > 0) {
+    const int64_t last = position[tile_row + held - 1];
+    tile.first = first[position[tile_row]];
+    tile.last = first[last];
+    sample_end = end[last];
   }
+  if (lane == 0) tiles[blockIdx.x] = tile;
 
-  int found = 0;
-  for (int e = 0; e < domains; ++e) {
-    const bool wanted = there && (mask == nullptr || mask[a * domains + e] != 0);
-    const int gap = start[e] - bound[e];
-    int from = 0, to = 0;
-    if (there) {
-      from = to = search<false>(position, bound[e], bound[e + 1], static_cast<int64_t>(sample));
-      if (wanted) to = search<false>(position, from, bound[e + 1], static_cast<int64_t>(sample_end));
-      found += to - from - (e == a && to > from ? 1 : 0);
-      from += gap;
-      to += gap;
+  for (int e = lane; e < domains; e += kBlock) {
+    Span span{0, 0};
+    if (held > 0 && (mask == nullptr || mask[a * domains + e] != 0)) {
+      const int gap = start[e] - bound[e];
+      const int from = search<false>(position, bound[e], bound[e + 1], static_cast<int64_t>(tile.first));
+      const int to = search<false>(position, from, bound[e + 1], sample_end);
+      if (from < to) span = {(from + gap) / kBlock, (to + gap + kBlock - 1) / kBlock};
     }
-    int* run = runs + (static_cast<int64_t>(here) * domains + e) * 2;
-    run[0] = from;
-    run[1] = to;
+    spans[static_cast<int64_t>(blockIdx.x) * domains + e] = span;
   }
-  positives[here] = found;
 }
 
 struct CheckShared {
   int wrong[kLayoutThreads / 32];
 };
 
-// valid[block]: its entries of the (domains, domains) tables are what _checks.py wants, and its `count` ids in [0,
-// limit).
+// valid[block]: its entries of the (domains, domains) tables are what _checks.py wants, and its `count` domain ids are
+// in [0, limit) where there is a sample.
 __global__ void __launch_bounds__(kLayoutThreads)
     check_values_kernel(const float* temperature, const float* offset, const float* weight, const unsigned char* mask,
-                        int domains, const int64_t* ids, int64_t stride, int64_t count, int64_t limit, bool* valid) {
+                        int domains, const int64_t* sample_ids, int64_t sample_stride, const int64_t* domain_ids,
+                        int64_t domain_stride, int64_t count, int64_t limit, bool* valid) {
   auto& shared = shared_memory<CheckShared>();
   const int thread = static_cast<int>(threadIdx.x);
   const int64_t at = static_cast<int64_t>(blockIdx.x) * kLayoutThreads + thread;
@@ -119,7 +118,10 @@ __global__ void __launch_bounds__(kLayoutThreads)
     good = tau > 0 && tau < INFINITY && fabsf(offset[at]) < INFINITY && fabsf(weight[at]) < INFINITY;
     if (mask != nullptr) good = good && mask[at] == mask[at % domains * domains + at / domains];
   }
-  if (at < count) good = good && ids[at * stride] >= 0 && ids[at * stride] < limit;
+  if (at < count && sample_ids[at * sample_stride] >= 0) {
+    const int64_t domain = domain_ids[at * domain_stride];
+    good = good && domain >= 0 && domain < limit;
+  }
   const int wrong = warp_sum(good ? 0 : 1);
   if (thread % 32 == 0) shared.wrong[thread / 32] = wrong;
   __syncthreads();
@@ -143,17 +145,18 @@ int uniclip_cuda_number_samples(const int64_t* by_sample, const int64_t* row, co
 
 int uniclip_cuda_layout(const short* domain, const int64_t* position, const int64_t* row, const int* first,
                         const int* end, const int64_t* starts, const unsigned char* mask, int count, int domains,
-                        int64_t slots, int64_t* order, int64_t* slot, int* ids, int* tiles, int* runs, int* positives,
+                        int64_t slots, int64_t* order, int64_t* slot, int* ids, LayoutTile* tiles, Span* spans,
                         void* stream) {
   const size_t shared_bytes = (2 * static_cast<size_t>(domains) + 1) * sizeof(int);
   return launch(layout_kernel, slots / kBlock, kBlock, shared_bytes, static_cast<cudaStream_t>(stream), domain,
-                position, row, first, end, starts, mask, count, domains, order, slot, ids,
-                reinterpret_cast<LayoutTile*>(tiles), runs, positives);
+                position, row, first, end, starts, mask, count, domains, order, slot, ids, tiles, spans);
 }
 
 int uniclip_cuda_check_values(const float* temperature, const float* offset, const float* weight,
-                              const unsigned char* mask, int domains, const int64_t* ids, int64_t stride, int64_t count,
-                              int64_t limit, bool* valid, int64_t blocks, void* stream) {
+                              const unsigned char* mask, int domains, const int64_t* sample_ids, int64_t sample_stride,
+                              const int64_t* domain_ids, int64_t domain_stride, int64_t count, int64_t limit,
+                              bool* valid, int64_t blocks, void* stream) {
   return launch(check_values_kernel, blocks, kLayoutThreads, sizeof(CheckShared), static_cast<cudaStream_t>(stream),
-                temperature, offset, weight, mask, domains, ids, stride, count, limit, valid);
+                temperature, offset, weight, mask, domains, sample_ids, sample_stride, domain_ids, domain_stride, count,
+                limit, valid);
 }

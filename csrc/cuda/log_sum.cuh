@@ -1,7 +1,7 @@
 // Sums of exponentials that neither overflow nor vanish.
 #pragma once
 
-#include "ptx.cuh"
+#include "types.cuh"
 
 namespace uniclip::cuda {
 
@@ -20,6 +20,23 @@ struct LogSum {
     return {top, sum * ptx::exp2_approx(max - base) + other.sum * ptx::exp2_approx(other.max - base)};
   }
   __device__ float log2() const { return pivot(max) + log2f(sum); }
+};
+
+// Several threads of a block, its ways, have parts of the sum of one slot.
+constexpr int kMergeSlots = 32, kMergeWays = 8;
+
+struct MergeShared {
+  LogSum of[kMergeWays][kMergeSlots];
+
+  // Joins the running natural logarithm of a slot with the sums of its ways.
+  __device__ void add(int lane, int way, const LogSum& sum, float& running) {
+    of[way][lane] = sum;
+    __syncthreads();
+    if (way > 0) return;
+    LogSum total = LogSum::of(running * kLog2E);
+    for (int other = 0; other < kMergeWays; ++other) total = total + of[other][lane];
+    running = total.log2() * kLn2;
+  }
 };
 
 }  // namespace uniclip::cuda

@@ -1,6 +1,6 @@
 // The launchers of the CUDA kernels: raw device pointers and a cudaStream_t, no type of PyTorch, so that they can be
-// built by nvcc and by a C++ compiler alike. uniclip_kernels/_backend.py says what each computes; K is `domains`, (K,
-// K) tables are contiguous, `d` is the padded number of columns. Each returns a cudaError_t.
+// built by nvcc and by a C++ compiler alike. uniclip_kernels/_backend.py and _gpu.py say what each computes; K is
+// `domains`, (K, K) tables are contiguous, `d` is the padded number of columns. Each returns a cudaError_t.
 #pragma once
 
 #include <cstdint>
@@ -11,11 +11,12 @@ extern "C" {
 
 const char* uniclip_cuda_error(int error);
 
-// valid[block], of `blocks` that have 256 entries each: whether the (K, K) tables and the `count` ids hold what
-// _checks.py wants of them; mask and ids may be null.
+// valid[block], of `blocks` that have 256 entries each: whether the (K, K) tables and the `count` domain ids hold what
+// _checks.py wants of them; mask and domain_ids may be null. A domain id beside a negative sample id may be anything.
 int uniclip_cuda_check_values(const float* temperature, const float* offset, const float* weight,
-                              const unsigned char* mask, int domains, const int64_t* ids, int64_t stride, int64_t count,
-                              int64_t limit, bool* valid, int64_t blocks, void* stream);
+                              const unsigned char* mask, int domains, const int64_t* sample_ids, int64_t sample_stride,
+                              const int64_t* domain_ids, int64_t domain_stride, int64_t count, int64_t limit,
+                              bool* valid, int64_t blocks, void* stream);
 // Of `count` sample ids in ascending order, and the rows they come from: their domain, K for a negative id, and where
 // the run of equal ids begins and ends. domain_ids may be null.
 int uniclip_cuda_number_samples(const int64_t* by_sample, const int64_t* row, const int64_t* domain_ids, int64_t stride,
@@ -24,8 +25,8 @@ int uniclip_cuda_number_samples(const int64_t* by_sample, const int64_t* row, co
 // 1,) and mask may be null.
 int uniclip_cuda_layout(const short* domain, const int64_t* position, const int64_t* row, const int* first,
                         const int* end, const int64_t* starts, const unsigned char* mask, int count, int domains,
-                        int64_t slots, int64_t* order, int64_t* slot, int* ids, int* tiles, int* runs, int* positives,
-                        void* stream);
+                        int64_t slots, int64_t* order, int64_t* slot, int* ids, uniclip::cuda::LayoutTile* tiles,
+                        uniclip::cuda::Span* spans, void* stream);
 
 // z: (any, columns) elements at the given strides. rows: (slots, d).
 int uniclip_cuda_gather_rows(uniclip::cuda::Operand operand, const void* z, int64_t row_stride, int64_t column_stride,
@@ -37,30 +38,23 @@ int uniclip_cuda_scatter_rows(uniclip::cuda::Operand operand, const float* grad_
                               int64_t count, const float* inv_norm, const float* factor, bool normalize, void* grad,
                               void* stream);
 
-// The rectangle starts at tiles (first_row_tile, first_col_tile) and has row_tiles x col_tiles. by_row: (col_tiles,
-// row_tiles * block), by_col: (row_tiles, col_tiles * block), base-2 logarithms.
-int uniclip_cuda_similarity_lse(uniclip::cuda::Operand operand, const void* rows, int d, const int* ids,
-                                const int* tiles, const float* temperature, const float* offset,
-                                const unsigned char* mask, int domains, float* by_row, float* by_col,
-                                int first_row_tile, int first_col_tile, int row_tiles, int col_tiles, void* stream);
+// by_row: (col_tiles, row_tiles * 128), by_col: (row_tiles, col_tiles * 128), base-2 logarithms.
+int uniclip_cuda_similarity_lse(uniclip::cuda::Similarities given, uniclip::cuda::Rectangle rectangle, float* by_row,
+                                float* by_col, void* stream);
 // lse: natural, `slots` of them. parts: (count, slots).
 int uniclip_cuda_merge_lse(float* lse, const float* parts, int64_t slots, int count, void* stream);
-// h: (row_tiles * block, col_tiles * block). parts: (2, row_tiles, col_tiles).
-int uniclip_cuda_similarity_grad(uniclip::cuda::Operand operand, const void* rows, int d, const int* ids,
-                                 const int* tiles, const float* temperature, const float* offset,
-                                 const unsigned char* mask, int domains, const float* lse, const float* coefficient,
-                                 void* h, float* parts, int first_row_tile, int first_col_tile, int row_tiles,
-                                 int col_tiles, void* stream);
+// lse, coefficient: (slots,). h: (row_tiles * 128, col_tiles * 128). parts: (2, row_tiles, col_tiles).
+int uniclip_cuda_similarity_grad(uniclip::cuda::Similarities given, uniclip::cuda::Rectangle rectangle,
+                                 const float* lse, const float* coefficient, void* h, float* parts, void* stream);
 
-int uniclip_cuda_positives_forward(uniclip::cuda::Operand operand, const void* rows, int64_t slots, int d,
-                                   const int* tiles, const int* runs, const int* count, const float* temperature,
-                                   const float* offset, const float* weight, int domains, const float* lse, float* loss,
-                                   float* coefficient, void* stream);
-// grad_rows: (slots, d) or null. parts: (2, slots, K).
-int uniclip_cuda_positives_backward(uniclip::cuda::Operand operand, const void* rows, int64_t slots, int d,
-                                    const int* tiles, const int* runs, const int* count, const float* temperature,
-                                    const float* offset, const float* weight, int domains, const float* lse,
-                                    const float* scale, float* grad_rows, float* parts, void* stream);
+// Loss, slope and count of each slot, as parts (3, slices * 4, slots) of sums: `slices` blocks share out the tiles that
+// the spans (T, K) of a tile name. weight: (K, K).
+int uniclip_cuda_positives_forward(uniclip::cuda::Similarities given, const uniclip::cuda::Span* spans,
+                                   const float* weight, const float* lse, int slices, float* parts, void* stream);
+// Those elements of h where positives are, and those of parts whose tiles may hold some; both as similarity_grad's.
+int uniclip_cuda_positives_grad(uniclip::cuda::Similarities given, uniclip::cuda::Rectangle rectangle,
+                                const uniclip::cuda::Span* spans, const float* weight, const float* lse,
+                                const float* share, int slices, void* h, float* parts, void* stream);
 
 // s: (x_count, y_count), contiguous; x and y: that many rows, padded to whole tiles.
 int uniclip_cuda_similarity_matrix(uniclip::cuda::Operand operand, const void* x, const void* y, int d,
@@ -74,10 +68,10 @@ int uniclip_cuda_similarity_matrix_grad(uniclip::cuda::Operand operand, const fl
                                         void* g, int64_t g_rows, int64_t g_cols, float* parts, void* stream);
 
 // sums[a, b, 0 and 1] += Σ parts[0 and 1, r, c] over the r of domain a and c of domain b, for sums (K, K, 2). The
-// domain of r is row_domains[r / rows_per_domain * row_stride]; that of c col_domains[c * col_stride], or c itself if
-// that is null. With `triangle` only r <= c are there.
+// domain of r is row_domains[r * row_stride]; that of c col_domains[c * col_stride], or c itself if that is null. With
+// `triangle` only r <= c are there.
 int uniclip_cuda_add_pair_sums(const float* parts, int64_t rows, int64_t cols, const int* row_domains,
-                               int rows_per_domain, int64_t row_stride, const int* col_domains, int64_t col_stride,
-                               bool triangle, int domains, double* sums, void* stream);
+                               int64_t row_stride, const int* col_domains, int64_t col_stride, bool triangle,
+                               int domains, double* sums, void* stream);
 
 }  // extern "C"

@@ -4,8 +4,6 @@
 
 namespace uniclip::cuda {
 
-constexpr int kPadding = 8;  // elements a row, which keep the rows that a warp writes in different banks
-
 // What the gradient needs of a slot.
 struct Slot {
   float lse, coefficient;  // lse in base 2; infinite without negatives, so that 2^(s - lse) is 0
@@ -15,9 +13,9 @@ constexpr float kMasked = -1e30f;  // an s that is finite, with 2^(s - lse) = 0
 
 template <class E>
 struct Gradients {
-  alignas(16) E tile[kBlock][kBlock + kPadding];
+  alignas(16) SharedTile<E> tile;
   Slot row[kBlock], col[kBlock];
-  float sums[2][kTileThreads / 32];
+  TileSums sums;
 };
 
 // With 16-bit elements no more than the stages, of which two fit on a multiprocessor of 100 KB.
@@ -27,65 +25,49 @@ union GradShared {
   Gradients<E> gradients;
 };
 
-// A tile in shared memory to `out`, 16 bytes at a time.
+// A tile in shared memory, zeros if that is null, to `out`, 16 bytes at a time.
 template <class E>
-__device__ __forceinline__ void store_tile(const E (&tile)[kBlock][kBlock + kPadding], E* out, int64_t stride) {
+__device__ __forceinline__ void store_tile(const SharedTile<E>* tile, E* out, int64_t stride) {
   constexpr int kPart = 16 / sizeof(E), kParts = kBlock / kPart;
   for (int part = threadIdx.x; part < kBlock * kParts; part += kTileThreads) {
     const int row = part / kParts, col = part % kParts * kPart;
-    *reinterpret_cast<int4*>(out + row * stride + col) = *reinterpret_cast<const int4*>(&tile[row][col]);
-  }
-}
-
-template <class E>
-__device__ __forceinline__ void store_zeros(E* out, int64_t stride) {
-  constexpr int kPart = 16 / sizeof(E), kParts = kBlock / kPart;
-  for (int part = threadIdx.x; part < kBlock * kParts; part += kTileThreads) {
-    *reinterpret_cast<int4*>(out + part / kParts * stride + part % kParts * kPart) = int4{0, 0, 0, 0};
+    const int4 bytes = tile == nullptr ? int4{0, 0, 0, 0} : *reinterpret_cast<const int4*>(&(*tile)[row][col]);
+    *reinterpret_cast<int4*>(out + row * stride + col) = bytes;
   }
 }
 
 // h = H / τ of the rectangle, zero where no negative is; on the diagonal both triangles of it. parts[0 and 1, it, jt] =
-// Σ H and Σ H s over the unordered pairs of tile (it, jt).
+// Σ H and Σ H s over the unordered pairs of tile (it, jt), stored where there are negatives.
 template <class T>
 __global__ void __launch_bounds__(kTileThreads, T::kBlocks)
-    similarity_grad_kernel(const typename T::Element* rows, int d, const int* ids, const LayoutTile* tiles,
-                           const float* temperature, const float* offset, const unsigned char* mask, int domains,
-                           const float* lse, const float* coefficient, typename T::Element* h, float* parts,
-                           int first_row_tile, int first_col_tile, int row_tiles, int col_tiles) {
+    similarity_grad_kernel(const Similarities given, const Rectangle rectangle, const float* lse,
+                           const float* coefficient, typename T::Element* h, float* parts) {
   using E = typename T::Element;
   auto& memory = shared_memory<GradShared<E>>();
   auto& shared = memory.gradients;
-  const TileIndex tile(row_tiles, col_tiles);
-  const bool diagonal = first_row_tile == first_col_tile;
-  if (diagonal && tile.row > tile.col) return;
-  const int row_tile = first_row_tile + tile.row, col_tile = first_col_tile + tile.col;
+  const TileIndex tile(rectangle);
+  if (tile.below_diagonal()) return;
   const int thread = static_cast<int>(threadIdx.x);
-  const bool mirror = diagonal && tile.row != tile.col;
-  const int64_t stride = static_cast<int64_t>(col_tiles) * kBlock;
-  E* here = h + tile.row * (stride * kBlock) + tile.col * kBlock;
-  E* mirrored = h + tile.col * (stride * kBlock) + tile.row * kBlock;
-  float* part = parts + static_cast<int64_t>(tile.row) * col_tiles + tile.col;
-  float* second_part = part + static_cast<int64_t>(row_tiles) * col_tiles;
+  const int64_t stride = static_cast<int64_t>(rectangle.col_tiles) * kBlock;
+  const auto at = [&](int row, int col) { return h + row * (stride * kBlock) + col * kBlock; };
 
-  const DomainPair pair(tiles, row_tile, col_tile, temperature, offset, mask, domains);
+  const DomainPair pair(given, tile.row_tile(), tile.col_tile());
   if (!pair.live) {
-    store_zeros(here, stride);
-    if (mirror) store_zeros(mirrored, stride);
-    if (thread == 0) *part = *second_part = 0;
+    store_tile<E>(nullptr, at(tile.row, tile.col), stride);
+    if (tile.mirrors()) store_tile<E>(nullptr, at(tile.col, tile.row), stride);
     return;
   }
 
-  const int64_t i = static_cast<int64_t>(row_tile) * kBlock, j = static_cast<int64_t>(col_tile) * kBlock;
   Dots x;
-  dot_tile<T>(memory.stages, rows + i * d, rows + j * d, d, x);
+  dot_tile<T>(memory.stages, given, tile.row_tile(), tile.col_tile(), x);
+  const int64_t i = static_cast<int64_t>(tile.row_tile()) * kBlock, j = static_cast<int64_t>(tile.col_tile()) * kBlock;
   {
     const int64_t slot = thread < kBlock ? i + thread : j + thread - kBlock;
     const float base2 = lse[slot] == kNothing ? INFINITY : lse[slot] * kLog2E;
     (thread < kBlock ? shared.row : shared.col)[thread % kBlock] = {base2, coefficient[slot]};
   }
   __syncthreads();
-  similarities(x, pair, ids + i, ids + j, kMasked);
+  similarities(x, pair, given.ids + i, given.ids + j, kMasked);
 
   const Place place;
   const float inverse_tau = 1 / pair.tau;
@@ -111,44 +93,16 @@ __global__ void __launch_bounds__(kTileThreads, T::kBlocks)
     }
   }
 
-  sum = warp_sum(sum);
-  sum_with_s = warp_sum(sum_with_s);
-  if (place.lane == 0) {
-    shared.sums[0][thread / 32] = sum;
-    shared.sums[1][thread / 32] = sum_with_s;
-  }
-#pragma unroll
-  for (int m = 0; m < kRowFragments; ++m) {
-#pragma unroll
-    for (int n = 0; n < kColFragments; ++n) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) shared.tile[place.row(m, e / 2)][place.col(n, e % 2)] = from_float<E>(x[m][n][e]);
-    }
-  }
+  shared.sums.share(sum, sum_with_s);
+  share_tile<false>(x, shared.tile);
   __syncthreads();
-  store_tile(shared.tile, here, stride);
-  if (thread == 0) {
-    const float once = diagonal && !mirror ? 0.5f : 1.f;  // a tile on the diagonal holds every pair twice
-    float total = 0, total_with_s = 0;
-    for (int warp = 0; warp < kTileThreads / 32; ++warp) {
-      total += shared.sums[0][warp];
-      total_with_s += shared.sums[1][warp];
-    }
-    *part = total * once;
-    *second_part = total_with_s * (once * kLn2);
-  }
-  if (mirror) {
+  store_tile<E>(&shared.tile, at(tile.row, tile.col), stride);
+  shared.sums.store(rectangle, tile.row, tile.col, parts);
+  if (tile.mirrors()) {
     __syncthreads();
-#pragma unroll
-    for (int m = 0; m < kRowFragments; ++m) {
-#pragma unroll
-      for (int n = 0; n < kColFragments; ++n) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) shared.tile[place.col(n, e % 2)][place.row(m, e / 2)] = from_float<E>(x[m][n][e]);
-      }
-    }
+    share_tile<true>(x, shared.tile);
     __syncthreads();
-    store_tile(shared.tile, mirrored, stride);
+    store_tile<E>(&shared.tile, at(tile.col, tile.row), stride);
   }
 }
 
@@ -156,16 +110,13 @@ __global__ void __launch_bounds__(kTileThreads, T::kBlocks)
 
 using namespace uniclip::cuda;
 
-int uniclip_cuda_similarity_grad(Operand operand, const void* rows, int d, const int* ids, const int* tiles,
-                                 const float* temperature, const float* offset, const unsigned char* mask, int domains,
-                                 const float* lse, const float* coefficient, void* h, float* parts, int first_row_tile,
-                                 int first_col_tile, int row_tiles, int col_tiles, void* stream) {
-  return with_operand(operand, [&](auto type) -> int {
+int uniclip_cuda_similarity_grad(Similarities given, Rectangle rectangle, const float* lse, const float* coefficient,
+                                 void* h, float* parts, void* stream) {
+  return with_operand(given.operand, [&](auto type) -> int {
     using T = decltype(type);
     using E = typename T::Element;
-    return launch(similarity_grad_kernel<T>, static_cast<int64_t>(row_tiles) * col_tiles, kTileThreads,
-                  sizeof(GradShared<E>), static_cast<cudaStream_t>(stream), static_cast<const E*>(rows), d, ids,
-                  reinterpret_cast<const LayoutTile*>(tiles), temperature, offset, mask, domains, lse, coefficient,
-                  static_cast<E*>(h), parts, first_row_tile, first_col_tile, row_tiles, col_tiles);
+    return launch(similarity_grad_kernel<T>, static_cast<int64_t>(rectangle.row_tiles) * rectangle.col_tiles,
+                  kTileThreads, sizeof(GradShared<E>), static_cast<cudaStream_t>(stream), given, rectangle, lse,
+                  coefficient, static_cast<E*>(h), parts);
   });
 }

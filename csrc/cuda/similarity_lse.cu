@@ -1,5 +1,4 @@
 // Forward: tiles of similarities reduced, on chip, to the log-sum-exp over negatives of their rows and columns.
-#include "log_sum.cuh"
 #include "ops.h"
 #include "tile.cuh"
 
@@ -18,21 +17,16 @@ union LseShared {
 // diagonal by_col is by_row: a slot gets parts from tiles right of the diagonal as a row, from those above as a column.
 template <class T>
 __global__ void __launch_bounds__(kTileThreads, T::kBlocks)
-    similarity_lse_kernel(const typename T::Element* rows, int d, const int* ids, const LayoutTile* tiles,
-                          const float* temperature, const float* offset, const unsigned char* mask, int domains,
-                          float* by_row, float* by_col, int first_row_tile, int first_col_tile, int row_tiles,
-                          int col_tiles) {
+    similarity_lse_kernel(const Similarities given, const Rectangle rectangle, float* by_row, float* by_col) {
   auto& shared = shared_memory<LseShared>();
-  const TileIndex tile(row_tiles, col_tiles);
-  const bool diagonal = first_row_tile == first_col_tile;
-  if (diagonal && tile.row > tile.col) return;
-  const int row_tile = first_row_tile + tile.row, col_tile = first_col_tile + tile.col;
+  const TileIndex tile(rectangle);
+  if (tile.below_diagonal()) return;
   const int thread = static_cast<int>(threadIdx.x);
-  float* row_out = by_row + (static_cast<int64_t>(tile.col) * row_tiles + tile.row) * kBlock;
-  float* col_out = by_col + (static_cast<int64_t>(tile.row) * col_tiles + tile.col) * kBlock;
-  const bool store_cols = !diagonal || tile.row != tile.col;
+  float* row_out = by_row + (static_cast<int64_t>(tile.col) * rectangle.row_tiles + tile.row) * kBlock;
+  float* col_out = by_col + (static_cast<int64_t>(tile.row) * rectangle.col_tiles + tile.col) * kBlock;
+  const bool store_cols = !tile.on_diagonal();
 
-  const DomainPair pair(tiles, row_tile, col_tile, temperature, offset, mask, domains);
+  const DomainPair pair(given, tile.row_tile(), tile.col_tile());
   if (!pair.live) {
     if (thread < kBlock) {
       row_out[thread] = kNothing;
@@ -41,10 +35,10 @@ __global__ void __launch_bounds__(kTileThreads, T::kBlocks)
     return;
   }
 
-  const int64_t i = static_cast<int64_t>(row_tile) * kBlock, j = static_cast<int64_t>(col_tile) * kBlock;
+  const int64_t i = static_cast<int64_t>(tile.row_tile()) * kBlock, j = static_cast<int64_t>(tile.col_tile()) * kBlock;
   Dots x;
-  dot_tile<T>(shared.stages, rows + i * d, rows + j * d, d, x);
-  similarities(x, pair, ids + i, ids + j, kNothing);
+  dot_tile<T>(shared.stages, given, tile.row_tile(), tile.col_tile(), x);
+  similarities(x, pair, given.ids + i, given.ids + j, kNothing);
 
   const Place place;
   // Rows: over this thread's columns, over the 4 lanes that share a row, and below over the warps.
@@ -98,12 +92,6 @@ __global__ void __launch_bounds__(kTileThreads, T::kBlocks)
   }
 }
 
-constexpr int kMergeSlots = 32, kMergeWays = 8;
-
-struct MergeShared {
-  LogSum of[kMergeWays][kMergeSlots];
-};
-
 // Joins the running natural lse of each slot with parts[:, slot], `count` of them in base 2.
 __global__ void __launch_bounds__(kMergeSlots* kMergeWays)
     merge_lse_kernel(float* lse, const float* parts, int64_t slots, int count) {
@@ -112,29 +100,18 @@ __global__ void __launch_bounds__(kMergeSlots* kMergeWays)
   const int64_t slot = static_cast<int64_t>(blockIdx.x) * kMergeSlots + lane;
   LogSum total = LogSum::nothing();
   for (int part = way; part < count; part += kMergeWays) total = total + LogSum::of(parts[part * slots + slot]);
-  shared.of[way][lane] = total;
-  __syncthreads();
-  if (way == 0) {
-    total = LogSum::of(lse[slot] * kLog2E);
-    for (int other = 0; other < kMergeWays; ++other) total = total + shared.of[other][lane];
-    lse[slot] = total.log2() * kLn2;
-  }
+  shared.add(lane, way, total, lse[slot]);
 }
 
 }  // namespace uniclip::cuda
 
 using namespace uniclip::cuda;
 
-int uniclip_cuda_similarity_lse(Operand operand, const void* rows, int d, const int* ids, const int* tiles,
-                                const float* temperature, const float* offset, const unsigned char* mask, int domains,
-                                float* by_row, float* by_col, int first_row_tile, int first_col_tile, int row_tiles,
-                                int col_tiles, void* stream) {
-  return with_operand(operand, [&](auto type) -> int {
-    using T = decltype(type);
-    return launch(similarity_lse_kernel<T>, static_cast<int64_t>(row_tiles) * col_tiles, kTileThreads,
-                  sizeof(LseShared), static_cast<cudaStream_t>(stream), static_cast<const typename T::Element*>(rows),
-                  d, ids, reinterpret_cast<const LayoutTile*>(tiles), temperature, offset, mask, domains, by_row,
-                  by_col, first_row_tile, first_col_tile, row_tiles, col_tiles);
+int uniclip_cuda_similarity_lse(Similarities given, Rectangle rectangle, float* by_row, float* by_col, void* stream) {
+  return with_operand(given.operand, [&](auto type) -> int {
+    return launch(similarity_lse_kernel<decltype(type)>,
+                  static_cast<int64_t>(rectangle.row_tiles) * rectangle.col_tiles, kTileThreads, sizeof(LseShared),
+                  static_cast<cudaStream_t>(stream), given, rectangle, by_row, by_col);
   });
 }
 

@@ -12,9 +12,8 @@ struct SumShared {
 
 // A block has a pair (a, b).
 __global__ void __launch_bounds__(kSumThreads)
-    add_pair_sums_kernel(const float* parts, int64_t rows, int64_t cols, const int* row_domains, int rows_per_domain,
-                         int64_t row_stride, const int* col_domains, int64_t col_stride, bool triangle, int domains,
-                         double* sums) {
+    add_pair_sums_kernel(const float* parts, int64_t rows, int64_t cols, const int* row_domains, int64_t row_stride,
+                         const int* col_domains, int64_t col_stride, bool triangle, int domains, double* sums) {
   auto& shared = shared_memory<SumShared>();
   const int a = static_cast<int>(blockIdx.x) / domains, b = static_cast<int>(blockIdx.x) % domains;
   const int thread = static_cast<int>(threadIdx.x);
@@ -26,11 +25,11 @@ __global__ void __launch_bounds__(kSumThreads)
   // A warp has a row of parts; where columns are domains only column b counts, and a thread has a row.
   if (col_domains == nullptr) {
     for (int64_t r = thread; r < rows; r += kSumThreads) {
-      if (row_domains[r / rows_per_domain * row_stride] == a) add(r, b);
+      if (row_domains[r * row_stride] == a) add(r, b);
     }
   } else {
     for (int64_t r = thread / 32; r < rows; r += kSumThreads / 32) {
-      if (row_domains[r / rows_per_domain * row_stride] != a) continue;
+      if (row_domains[r * row_stride] != a) continue;
       int64_t c = (triangle ? r - r % 32 : 0) + thread % 32;
       if (triangle && c < r) c += 32;
 #pragma unroll 4
@@ -59,9 +58,9 @@ __global__ void __launch_bounds__(kSumThreads)
 using namespace uniclip::cuda;
 
 int uniclip_cuda_add_pair_sums(const float* parts, int64_t rows, int64_t cols, const int* row_domains,
-                               int rows_per_domain, int64_t row_stride, const int* col_domains, int64_t col_stride,
-                               bool triangle, int domains, double* sums, void* stream) {
+                               int64_t row_stride, const int* col_domains, int64_t col_stride, bool triangle,
+                               int domains, double* sums, void* stream) {
   return launch(add_pair_sums_kernel, static_cast<int64_t>(domains) * domains, kSumThreads, sizeof(SumShared),
-                static_cast<cudaStream_t>(stream), parts, rows, cols, row_domains, rows_per_domain, row_stride,
-                col_domains, col_stride, triangle, domains, sums);
+                static_cast<cudaStream_t>(stream), parts, rows, cols, row_domains, row_stride, col_domains, col_stride,
+                triangle, domains, sums);
 }

@@ -8,7 +8,7 @@
 namespace uniclip::cuda {
 
 constexpr int kBlock = 128;  // side of a tile, and slots of a tile of the layout
-constexpr int kTileThreads = 256;
+constexpr int kTileThreads = 256, kTileWarps = kTileThreads / 32;
 constexpr int kWarpRows = 2, kWarpCols = 4;  // warps over a tile
 constexpr int kRowFragments = kBlock / kWarpRows / 16, kColFragments = kBlock / kWarpCols / 8;
 
@@ -107,40 +107,52 @@ __device__ __forceinline__ void dot_tile(Stages& stages, const typename T::Eleme
   __syncthreads();
 }
 
-// A tile of the layout, as _layout.py makes them.
-struct alignas(16) LayoutTile {
-  int domain, filled, first, last;
-};
-
-// Row and column of a block's tile. Blocks that run together should share operands in L2: they go through kGroup rows
-// of tiles together.
+// A block's tile of a rectangle. Blocks that run together should share operands in L2: they go through kGroup rows of
+// tiles together.
 struct TileIndex {
-  int row, col;
-  __device__ TileIndex(int row_tiles, int col_tiles) {
+  const Rectangle& in;
+  int row, col;  // in the rectangle
+
+  __device__ explicit TileIndex(const Rectangle& in) : in(in) {
     constexpr int kGroup = 16;
     const int block = static_cast<int>(blockIdx.x);
-    const int first = block / (kGroup * col_tiles) * kGroup, height = min(kGroup, row_tiles - first);
-    const int within = block % (kGroup * col_tiles);
+    const int first = block / (kGroup * in.col_tiles) * kGroup, height = min(kGroup, in.row_tiles - first);
+    const int within = block % (kGroup * in.col_tiles);
     row = first + within % height;
     col = within / height;
   }
+  __device__ int row_tile() const { return in.first_row_tile + row; }
+  __device__ int col_tile() const { return in.first_col_tile + col; }
+  __device__ bool below_diagonal() const { return row_tile() > col_tile(); }
+  __device__ bool on_diagonal() const { return row_tile() == col_tile(); }
+  __device__ bool mirrors() const { return in.first_row_tile == in.first_col_tile && row != col; }
 };
+
+// Dot products of two tiles of rows.
+template <class T>
+__device__ __forceinline__ void dot_tile(Stages& stages, const Similarities& of, int row_tile, int col_tile,
+                                         Dots& dots) {
+  const auto* rows = static_cast<const typename T::Element*>(of.rows);
+  const int64_t tile = static_cast<int64_t>(kBlock) * of.d;
+  dot_tile<T>(stages, rows + row_tile * tile, rows + col_tile * tile, of.d, dots);
+}
 
 // The domain pair of a tile: s log2 e = dot * scale - shift.
 struct DomainPair {
-  bool live;            // is there anything to compare?
+  bool live;            // are there negatives?
   bool only_negatives;  // both sides are full and, since sample numbers ascend, no sample is in both
   float tau, scale, shift;
 
-  __device__ DomainPair(const LayoutTile* tiles, int row_tile, int col_tile, const float* temperature,
-                        const float* offset, const unsigned char* mask, int domains) {
-    const LayoutTile a = tiles[row_tile], b = tiles[col_tile];
-    const int pair = a.domain * domains + b.domain;
-    live = a.domain >= 0 && b.domain >= 0 && (mask == nullptr || mask[pair] != 0);
+  __device__ DomainPair(const Similarities& of, int row_tile, int col_tile) {
+    const LayoutTile a = of.tiles[row_tile], b = of.tiles[col_tile];
+    const int pair = a.domain * of.domains + b.domain;
+    const bool compared = a.domain >= 0 && b.domain >= 0 && (of.mask == nullptr || of.mask[pair] != 0);
+    const bool one_sample = a.first == b.last && a.last == b.first;  // first <= last
+    live = compared && !one_sample;
     only_negatives = a.filled == kBlock && b.filled == kBlock && (a.last < b.first || b.last < a.first);
-    tau = live ? temperature[pair] : 1;
+    tau = compared ? of.temperature[pair] : 1;
     scale = kLog2E / tau;
-    shift = live ? offset[pair] * scale : 0;
+    shift = compared ? of.offset[pair] * scale : 0;
   }
 };
 
@@ -172,6 +184,27 @@ __device__ __forceinline__ void similarities(Dots& x, const DomainPair& pair, co
   }
 }
 
+constexpr int kPadding = 8;  // elements a row, which keep the rows that a warp writes in different banks
+template <class E>
+using SharedTile = E[kBlock][kBlock + kPadding];
+
+// A tile, or its transpose, from registers to shared memory.
+template <bool kTransposed, class E>
+__device__ __forceinline__ void share_tile(const Dots& x, SharedTile<E>& tile) {
+  const Place place;
+#pragma unroll
+  for (int m = 0; m < kRowFragments; ++m) {
+#pragma unroll
+    for (int n = 0; n < kColFragments; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int row = place.row(m, e / 2), col = place.col(n, e % 2);
+        tile[kTransposed ? col : row][kTransposed ? row : col] = from_float<E>(x[m][n][e]);
+      }
+    }
+  }
+}
+
 // Sum over the lanes of a warp, the same in each.
 template <class T>
 __device__ __forceinline__ T warp_sum(T x) {
@@ -179,5 +212,29 @@ __device__ __forceinline__ T warp_sum(T x) {
   for (int other = 16; other > 0; other /= 2) x += __shfl_xor_sync(0xffffffffu, x, other);
   return x;
 }
+
+// Σ H and Σ H s over a tile, with s in base 2.
+struct TileSums {
+  float of_warp[2][kTileWarps];
+
+  __device__ void share(float sum, float sum_with_s) {
+    sum = warp_sum(sum);
+    sum_with_s = warp_sum(sum_with_s);
+    if (threadIdx.x % 32 == 0) {
+      of_warp[0][threadIdx.x / 32] = sum;
+      of_warp[1][threadIdx.x / 32] = sum_with_s;
+    }
+  }
+  // After a barrier. parts: (2, row_tiles, col_tiles); the tile is in row `row` and column `col` of the rectangle.
+  __device__ void store(const Rectangle& in, int row, int col, float* parts) const {
+    const int k = static_cast<int>(threadIdx.x);
+    if (k >= 2) return;
+    const bool on_diagonal = in.first_row_tile + row == in.first_col_tile + col;  // where every pair is there twice
+    float total = 0;
+    for (float sum : of_warp[k]) total += sum;
+    parts[(static_cast<int64_t>(k) * in.row_tiles + row) * in.col_tiles + col] =
+        total * ((on_diagonal ? 0.5f : 1.f) * (k == 0 ? 1.f : kLn2));
+  }
+};
 
 }  // namespace uniclip::cuda

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import triton
 from torch import Tensor
 
+from .._backend import Strip
 from .._gpu import CHECKED, GPUBackend
 from .._layout import Layout, Rectangle
-from .._problem import Problem
+from .._problem import Problem, Statistics
 from .checks import check_values_kernel
 from .launch import Launcher
 from .layout import layout_kernel, number_samples_kernel
-from .positives import positives_backward_kernel, positives_forward_kernel
+from .positives import CHUNKS, positives_forward_kernel, positives_grad_kernel
 from .rows import gather_rows_kernel, scatter_rows_kernel
 from .similarity_grad import similarity_grad_kernel
 from .similarity_lse import merge_lse_kernel, similarity_lse_kernel
@@ -46,13 +49,15 @@ class TritonBackend(GPUBackend):
         offset: Tensor,
         weight: Tensor,
         domain_mask: Tensor | None,
+        sample_ids: Tensor,
         domain_ids: Tensor | None,
         limit: int,
         valid: Tensor,
     ) -> None:
-        m, stride = (0, 0) if domain_ids is None else (len(domain_ids), domain_ids.stride(0))
-        args = temperature, offset, weight, _bytes(domain_mask), domain_ids, valid, m, stride, len(temperature), limit
-        self.launch(check_values_kernel, (len(valid),), *args, BLOCK=CHECKED)
+        strides = sample_ids.stride(0), 0 if domain_ids is None else domain_ids.stride(0)
+        tensors = temperature, offset, weight, _bytes(domain_mask), sample_ids, domain_ids, valid
+        sizes = len(sample_ids), *strides, len(temperature), limit
+        self.launch(check_values_kernel, (len(valid),), *tensors, *sizes, BLOCK=CHECKED)
 
     def number_samples(
         self,
@@ -79,10 +84,9 @@ class TritonBackend(GPUBackend):
         domain_mask: Tensor | None,
         layout: Layout,
     ) -> None:
-        m, k = len(row), layout.runs.shape[1]
+        m, k = len(row), layout.spans.shape[1]
         args = domain, position, row, first, end, starts, _bytes(domain_mask), *layout, m, m.bit_length(), k
-        domains = triton.next_power_of_2(k)
-        meta = {"BLOCK": self.block, "DOMAINS": domains, "SOME": min(domains, 8), "num_warps": 8}
+        meta = {"BLOCK": self.block, "DOMAINS": triton.next_power_of_2(k), "num_warps": 8}
         self.launch(layout_kernel, (len(layout.tiles),), *args, **meta)
 
     def gather_rows(self, z: Tensor, order: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
@@ -104,12 +108,12 @@ class TritonBackend(GPUBackend):
         self.launch(scatter_rows_kernel, (triton.cdiv(m, block["ROWS"]),), *args, **block)
         return grad
 
-    def similarity_lse(self, problem: Problem, rectangle: Rectangle, lse: Tensor, kept: None) -> None:
-        i0, i1, j0, j1 = rectangle
-        row_tiles, col_tiles = (i1 - i0) // self.block, (j1 - j0) // self.block
+    def similarity_lse(self, problem: Problem, strip: Strip, lse: Tensor) -> None:
+        i0, i1, j0, j1 = rectangle = strip.rectangle
+        row_tiles, col_tiles = self._tiles(rectangle)
         by_row = lse.new_empty(2, col_tiles, i1 - i0)
         by_col = by_row if rectangle.diagonal else lse.new_empty(2, row_tiles, j1 - j0)
-        self._tile_kernel(similarity_lse_kernel, problem, rectangle, by_row, by_col)
+        self._negatives(similarity_lse_kernel, problem, rectangle, by_row, by_col)
         self._merge(lse[i0:i1], by_row)
         if not rectangle.diagonal:
             self._merge(lse[j0:j1], by_col)
@@ -118,73 +122,54 @@ class TritonBackend(GPUBackend):
         _, count, slots = parts.shape
         self.launch(merge_lse_kernel, (slots // _MERGE["SLOTS"],), lse, parts, slots, count, **_MERGE)
 
-    def similarity_grad(
-        self,
-        problem: Problem,
-        rectangle: Rectangle,
-        lse: Tensor,
-        coefficient: Tensor,
-        kept: None,
-        sums: Tensor,
-        work: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        i0, i1, j0, j1 = rectangle
-        row_tiles, col_tiles = (i1 - i0) // self.block, (j1 - j0) // self.block
-        h = work.view(-1)[: (i1 - i0) * (j1 - j0)].view(i1 - i0, j1 - j0)
-        parts = lse.new_empty(2, row_tiles, col_tiles)
-        self._tile_kernel(similarity_grad_kernel, problem, rectangle, lse, coefficient, h, parts)
-        first = i0 // self.block, j0 // self.block
-        meta = {"ROWS_PER_TILE": 1, "COLUMNS_ARE_DOMAINS": False, "DIAGONAL": rectangle.diagonal}
-        self._sum_pairs(problem, parts, sums, first, **meta)
-        return h, h.T
-
-    def _tile_kernel(self, kernel: triton.JITFunction, problem: Problem, rectangle: Rectangle, *args: Tensor) -> None:
-        rows, layout = problem.rows, problem.layout
-        tables = problem.temperature, problem.offset, _bytes(problem.domain_mask)
-        row_tiles, col_tiles = ((end - start) // self.block for start, end in (rectangle[:2], rectangle[2:]))
-        self.launch.tile_kernel(
-            kernel,
-            (programs(row_tiles, col_tiles, rectangle.diagonal),),
-            [rows],
-            layout.ids,
-            layout.tiles,
-            *tables,
-            *args,
-            rectangle.i0 // self.block,
-            rectangle.j0 // self.block,
-            row_tiles,
-            col_tiles,
-            K=len(problem.temperature),
-            D=rows.shape[1],
-            DIAGONAL=rectangle.diagonal,
-            BLOCK=self.block,
-        )
-
-    def _sum_pairs(self, problem: Problem, parts: Tensor, sums: Tensor, first: tuple[int, int], **meta) -> None:
-        k, tiles = len(sums), problem.layout.tiles
-        self.launch(sum_pairs_kernel, (k * k,), parts, tiles, sums, *first, *parts.shape[1:], K=k, BLOCK=1024, **meta)
-
-    def positives_forward(self, problem: Problem, lse: Tensor) -> tuple[Tensor, Tensor]:
-        loss, coefficient = torch.empty_like(lse), torch.empty_like(lse)
-        grid, args, meta = self._positives(problem, lse)
-        self.launch(positives_forward_kernel, grid, *args, loss, coefficient, **meta)
-        return loss, coefficient
-
-    def positives_backward(
-        self, problem: Problem, lse: Tensor, scale: Tensor, grad_rows: Tensor | None, sums: Tensor
+    def negatives_grad(
+        self, problem: Problem, rectangle: Rectangle, lse: Tensor, coefficient: Tensor, h: Tensor, sums: Tensor
     ) -> None:
-        grid, args, meta = self._positives(problem, lse)
-        parts = lse.new_empty(2, *grid, len(sums))
-        self.launch(positives_backward_kernel, grid, *args, scale, grad_rows, parts, **meta)
-        meta = {"ROWS_PER_TILE": self.block // meta["ROWS"], "COLUMNS_ARE_DOMAINS": True, "DIAGONAL": False}
-        self._sum_pairs(problem, parts, sums, (0, 0), **meta)
+        parts = lse.new_empty(2, *self._tiles(rectangle))
+        self._negatives(similarity_grad_kernel, problem, rectangle, lse, coefficient, h, parts)
+        self._sum_pairs(problem, rectangle, parts, sums)
 
-    def _positives(self, problem: Problem, lse: Tensor) -> tuple[tuple[int], tuple[Tensor, ...], dict[str, int]]:
-        rows, layout = problem.rows, problem.layout
-        tables = problem.temperature, problem.offset, problem.weight.contiguous()
-        args = rows, layout.tiles, layout.runs, layout.count, *tables, lse
-        meta = {"K": len(problem.temperature), "D": rows.shape[1], "BLOCK": self.block} | _row_block(rows)
-        return (len(rows) // meta["ROWS"],), args, meta
+    def positives_forward(self, problem: Problem, strips: Sequence[Strip], lse: Tensor) -> Statistics:
+        parts = lse.new_empty(2, CHUNKS, len(lse))
+        count = torch.empty(len(lse), dtype=torch.int32, device=lse.device)
+        args = *_of_positives(problem), lse, parts, count, len(lse).bit_length()
+        self._tile_kernel(positives_forward_kernel, len(problem.layout.tiles) * CHUNKS, problem, *args, CHUNKS=CHUNKS)
+        return Statistics(lse, parts[0].sum(0), parts[1].sum(0), count)
+
+    def positives_grad(
+        self, problem: Problem, rectangle: Rectangle, lse: Tensor, share: Tensor, h: Tensor, sums: Tensor
+    ) -> None:
+        row_tiles, col_tiles = self._tiles(rectangle)
+        parts = lse.new_empty(2, row_tiles, col_tiles)
+        args = *_of_positives(problem), lse, share, h, parts, *self._place(rectangle)
+        meta = {"CHUNKS": CHUNKS, "DIAGONAL": rectangle.diagonal}
+        self._tile_kernel(positives_grad_kernel, row_tiles * CHUNKS, problem, *args, **meta)
+        self._sum_pairs(problem, rectangle, parts, sums)
+
+    def _negatives(self, kernel: triton.JITFunction, problem: Problem, rectangle: Rectangle, *tensors: Tensor) -> None:
+        ids, tiles, diagonal = problem.layout.ids, problem.layout.tiles, rectangle.diagonal
+        tables = problem.temperature, problem.offset, _bytes(problem.domain_mask)
+        args = ids, tiles, *tables, *tensors, *self._place(rectangle)
+        self._tile_kernel(kernel, programs(*self._tiles(rectangle), diagonal), problem, *args, DIAGONAL=diagonal)
+
+    def _tile_kernel(self, kernel: triton.JITFunction, grid: int, problem: Problem, *args, **meta) -> None:
+        """``args`` are those between the rows and K."""
+        k, d = len(problem.temperature), problem.rows.shape[1]
+        self.launch.tile_kernel(kernel, (grid,), [problem.rows], *args, K=k, D=d, BLOCK=self.block, **meta)
+
+    def _sum_pairs(self, problem: Problem, rectangle: Rectangle, parts: Tensor, sums: Tensor) -> None:
+        k, place = len(sums), self._place(rectangle)
+        args = parts, problem.layout.tiles, sums, *place
+        self.launch(sum_pairs_kernel, (k * k,), *args, K=k, DIAGONAL=rectangle.diagonal, BLOCK=1024)
+
+    def _tiles(self, rectangle: Rectangle) -> tuple[int, int]:
+        """Of its rows and of its columns."""
+        i0, i1, j0, j1 = rectangle
+        return (i1 - i0) // self.block, (j1 - j0) // self.block
+
+    def _place(self, rectangle: Rectangle) -> tuple[int, int, int, int]:
+        """First tiles and how many there are, as kernels take them."""
+        return rectangle.i0 // self.block, rectangle.j0 // self.block, *self._tiles(rectangle)
 
     def similarity_matrix(
         self, x: Tensor, y: Tensor, x_domains: Tensor, y_domains: Tensor, temperature: Tensor, offset: Tensor
@@ -216,6 +201,11 @@ class TritonBackend(GPUBackend):
         is_of = (x_domains[:, None] == torch.arange(k, device=sums.device)).to(sums.dtype)
         sums += torch.einsum("ra,crb->abc", is_of, parts.sum(1, dtype=sums.dtype)[:, :mx])
         return g, g.T
+
+
+def _of_positives(problem: Problem) -> tuple[Tensor, ...]:
+    layout = problem.layout
+    return layout.ids, layout.tiles, layout.spans, problem.temperature, problem.offset, problem.weight.contiguous()
 
 
 def _bytes(mask: Tensor | None) -> Tensor | None:

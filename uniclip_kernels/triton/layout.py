@@ -5,7 +5,7 @@ import triton.language as tl
 
 
 @triton.jit
-def _search(values, low, high, wanted, steps, UPPER: tl.constexpr):
+def search(values, low, high, wanted, steps, UPPER: tl.constexpr):
     """First index in [low, high) whose value is not below ``wanted`` (UPPER: is above it), or high; the values ascend.
 
     2^steps > high - low.
@@ -38,8 +38,8 @@ def number_samples_kernel(
     there = t < m
     sample = tl.load(by_sample + t, mask=there, other=-1)
     zero = tl.zeros((BLOCK,), tl.int32)
-    tl.store(first + t, _search(by_sample, zero, zero + m, sample, steps, False), mask=there)
-    tl.store(end + t, _search(by_sample, zero, zero + m, sample, steps, True), mask=there)
+    tl.store(first + t, search(by_sample, zero, zero + m, sample, steps, False), mask=there)
+    tl.store(end + t, search(by_sample, zero, zero + m, sample, steps, True), mask=there)
     a = zero
     if domain_ids is not None:
         given = tl.load(domain_ids + tl.load(row + t, mask=there, other=0) * stride, mask=there, other=0)
@@ -60,27 +60,25 @@ def layout_kernel(
     slot,
     ids,
     tiles,
-    runs,
-    count,
+    spans,
     m,
     steps,
     K,
     BLOCK: tl.constexpr,
     DOMAINS: tl.constexpr,
-    SOME: tl.constexpr,
 ):
     """One tile of the layout a program.
 
     ``domain`` (M,) ascends, with ``position`` the place of each in the order of samples, in which ``row``, ``first`` and ``end``
-    are. DOMAINS is at least K; SOME domains at a time are searched for positives.
+    are. DOMAINS is at least K.
     """
     tile = tl.program_id(0)
     lane = tl.arange(0, BLOCK)
     here = tile * BLOCK + lane
     every = tl.arange(0, DOMAINS)
     none = tl.zeros((DOMAINS,), tl.int32)
-    bound = _search(domain, none, none + m, every, steps, False)
-    filled = _search(domain, none, none + m, every, steps, True) - bound
+    bound = search(domain, none, none + m, every, steps, False)
+    filled = search(domain, none, none + m, every, steps, True) - bound
     filled = tl.where(every < K, filled, 0)
     slots = (filled + BLOCK - 1) // BLOCK * BLOCK
     if starts is None:
@@ -97,7 +95,6 @@ def layout_kernel(
     t = tl.load(position + sorted_row, mask=there, other=0)
     source = tl.load(row + t, mask=there, other=-1)
     sample = tl.load(first + t, mask=there, other=-1)
-    sample_end = tl.load(end + t, mask=there, other=-1)
     tl.store(order + here, source)
     tl.store(ids + here, sample)
     tl.store(slot + source, here.to(tl.int64), mask=there)
@@ -105,32 +102,21 @@ def layout_kernel(
     lost = tl.load(row + tl.load(position + padding, mask=padding < m, other=0), mask=padding < m, other=0)
     tl.store(slot + lost, tl.full((BLOCK,), -1, tl.int64), mask=padding < m)
 
+    lowest = tl.min(tl.where(there, sample, 2147483647), 0)
     about = tiles + tile * 4
     tl.store(about, a)
     tl.store(about + 1, held)
-    tl.store(about + 2, tl.min(tl.where(there, sample, 2147483647), 0))
+    tl.store(about + 2, lowest)
     tl.store(about + 3, tl.max(sample, 0))
 
-    positives = tl.zeros((BLOCK,), tl.int32)
-    for e in range(0, K, SOME):
-        which = e + tl.arange(0, SOME)
-        is_it = every[None, :] == which[:, None]
-        low = tl.sum(tl.where(is_it, bound[None, :], 0), 1)
-        high = low + tl.sum(tl.where(is_it, filled[None, :], 0), 1)
-        gap = tl.sum(tl.where(is_it, (start - bound)[None, :], 0), 1)
-        lows = tl.zeros((BLOCK, SOME), tl.int32) + low[None, :]
-        highs = tl.zeros((BLOCK, SOME), tl.int32) + high[None, :]
-        begin = _search(position, lows, highs, sample[:, None], steps, False)
-        stop = _search(position, lows, highs, sample_end[:, None], steps, False)
-        wanted = there[:, None] & (which < K)[None, :]
-        if domain_mask is not None:
-            allowed = tl.load(domain_mask + a * K + which, mask=(a >= 0) & (which < K), other=0) != 0
-            wanted = wanted & allowed[None, :]
-        stop = tl.where(wanted, stop, begin)
-        out = runs + ((here.to(tl.int64) * K)[:, None] + which[None, :]) * 2
-        keep = there[:, None]
-        tl.store(out, tl.where(keep, begin + gap[None, :], 0), mask=(which < K)[None, :])
-        tl.store(out + 1, tl.where(keep, stop + gap[None, :], 0), mask=(which < K)[None, :])
-        itself = (stop > begin) & (which == a)[None, :]
-        positives += tl.sum(stop - begin - itself.to(tl.int32), 1)
-    tl.store(count + here, tl.where(there, positives, 0))
+    # Places of samples count rows, so that the last sample ends where its rows do.
+    after = tl.max(tl.load(end + t, mask=there, other=-1), 0)
+    begin = search(position, bound, bound + filled, lowest, steps, False)
+    stop = search(position, bound, bound + filled, after, steps, False)
+    wanted = begin < stop
+    if domain_mask is not None:
+        wanted = wanted & (tl.load(domain_mask + a * K + every, mask=(a >= 0) & (every < K), other=0) != 0)
+    gap = start - bound
+    span = spans + (tile.to(tl.int64) * K + every) * 2
+    tl.store(span, tl.where(wanted, (begin + gap) // BLOCK, 0).to(tl.int32), mask=every < K)
+    tl.store(span + 1, tl.where(wanted, (stop + gap + BLOCK - 1) // BLOCK, 0).to(tl.int32), mask=every < K)

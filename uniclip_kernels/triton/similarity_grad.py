@@ -3,7 +3,18 @@
 import triton
 import triton.language as tl
 
-from .tiles import LN2, LOG2E, NOTHING, domain_pair, dot_tile, halves, holds_only_negatives, negatives, tile_of_program
+from .tiles import (
+    LN2,
+    LOG2E,
+    NOTHING,
+    domain_pair,
+    dot_tile,
+    halves,
+    holds_only_negatives,
+    mirror,
+    negatives,
+    tile_of_program,
+)
 
 # One exponential serves both terms of H where the log-sum-exps of a tile lie within this many powers of two.
 SPREAD = tl.constexpr(60.0)
@@ -76,7 +87,7 @@ def similarity_grad_kernel(
     shift = tl.load(offset + a * K + b) * scale
     row = i + lane
     only_negatives = holds_only_negatives(tiles, row_tile, col_tile, BLOCK)
-    left, right = halves(dots, BLOCK)
+    left, right = halves(dots)
     ONE: tl.constexpr = ONE_EXPONENTIAL and not DIAGONAL  # whose tiles need the registers to be turned
     if ONE:
         row_lse = tl.load(lse + row) * LOG2E
@@ -115,12 +126,8 @@ def similarity_grad_kernel(
             sum_hx += tl.sum(grad * x)
             out = (grad * (1.0 / tau)).to(h.dtype.element_ty)
             tl.store(here + (lane[:, None] * stride + (side * (BLOCK // 2) + half)[None, :]), out)
-    if DIAGONAL and it != jt:  # from memory: to turn it in registers takes a second set of them
-        tl.debug_barrier()
-        for side in tl.static_range(2):
-            column = (side * (BLOCK // 2) + half)[:, None]
-            turned = tl.load(here + (lane[None, :] * stride + column))
-            tl.store(mirrored + (column * stride + lane[None, :]), turned)
+    if DIAGONAL and it != jt:
+        mirror(here, mirrored, stride, BLOCK)
     once = 1.0
     if DIAGONAL:
         once = tl.where(it == jt, 0.5, 1.0)  # a tile on the diagonal holds every pair twice

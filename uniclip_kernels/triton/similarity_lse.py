@@ -89,7 +89,7 @@ def similarity_lse_kernel(
     scale = LOG2E / tl.load(temperature + a * K + b)
     shift = tl.load(offset + a * K + b) * scale
     only_negatives = holds_only_negatives(tiles, row_tile, col_tile, BLOCK)
-    left, right = halves(dots, BLOCK)
+    left, right = halves(dots)
     has_columns = not (DIAGONAL and it == jt)
 
     done = False

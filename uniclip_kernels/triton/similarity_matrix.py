@@ -28,7 +28,7 @@ def similarity_matrix_kernel(
     it, jt = tile_of_program(tl.cdiv(x_rows, BLOCK), tl.cdiv(y_rows, BLOCK), False)
     i = it.to(tl.int64) * BLOCK
     j = jt.to(tl.int64) * BLOCK
-    left, right = halves(dot_tile(x, y, i, j, D, BLOCK, BLOCK_D, PRECISION, DESCRIPTORS), BLOCK)
+    left, right = halves(dot_tile(x, y, i, j, D, BLOCK, BLOCK_D, PRECISION, DESCRIPTORS))
     row = i + tl.arange(0, BLOCK)
     in_x = row < x_rows
     a = tl.load(x_domains + row, mask=in_x, other=0)

@@ -38,10 +38,14 @@ def tile_of_program(row_tiles, col_tiles, DIAGONAL: tl.constexpr):
 
 @triton.jit
 def domain_pair(tiles, row_tile, col_tile, domain_mask, K):
-    """The domains of the two tiles, and whether there is anything to compare."""
-    a = tl.load(tiles + row_tile * 4)
-    b = tl.load(tiles + col_tile * 4)
-    live = (a >= 0) & (b >= 0)
+    """The domains of the two tiles, and whether they may hold negatives: not where both have one and the same sample alone."""
+    row_info = tiles + row_tile * 4
+    col_info = tiles + col_tile * 4
+    a = tl.load(row_info)
+    b = tl.load(col_info)
+    lowest = tl.minimum(tl.load(row_info + 2), tl.load(col_info + 2))
+    highest = tl.maximum(tl.load(row_info + 3), tl.load(col_info + 3))
+    live = (a >= 0) & (b >= 0) & (lowest < highest)
     if domain_mask is not None:
         live = live & (tl.load(domain_mask + a * K + b, mask=live, other=0) != 0)
     return a, b, live
@@ -63,6 +67,13 @@ def negatives(row_ids, col_ids):
     """(rows, columns) mask of the pairs that are negatives, from sample numbers that are -1 in empty slots."""
     different = row_ids[:, None] != col_ids[None, :]
     return different & (row_ids >= 0)[:, None] & (col_ids >= 0)[None, :]
+
+
+@triton.jit
+def positives(row, row_ids, col, col_ids):
+    """(rows, columns) mask of the pairs that are positives, from slots and their sample numbers."""
+    filled = tl.where(row_ids >= 0, row_ids, -2)
+    return (filled[:, None] == col_ids[None, :]) & (row[:, None] != col[None, :])
 
 
 @triton.jit
@@ -100,46 +111,64 @@ def dot_tile(
 
 
 @triton.jit
-def halves(tile, BLOCK: tl.constexpr):
+def halves(tile):
     """Left and right columns of a tile: dealt with one after the other, they need fewer registers at a time."""
-    return tl.split(tl.permute(tl.reshape(tile, (BLOCK, 2, BLOCK // 2)), (0, 2, 1)))
+    return tl.split(tl.permute(tl.reshape(tile, (tile.shape[0], 2, tile.shape[1] // 2)), (0, 2, 1)))
 
 
-@triton.jit(do_not_specialize=["first_row_tile", "first_col_tile", "rows", "cols", "K"])
+@triton.jit
+def eighths(tile):
+    left, right = halves(tile)
+    a, b = halves(left)
+    c, d = halves(right)
+    a, b, c, d = halves(a), halves(b), halves(c), halves(d)
+    return a[0], a[1], b[0], b[1], c[0], c[1], d[0], d[1]
+
+
+@triton.jit
+def mirror(here, mirrored, stride, BLOCK: tl.constexpr):
+    """Store the transpose of a tile that this program has stored: to turn it in registers takes a second set of them."""
+    lane = tl.arange(0, BLOCK)
+    tl.debug_barrier()
+    for side in tl.static_range(4):
+        column = (side * (BLOCK // 4) + tl.arange(0, BLOCK // 4))[:, None]
+        turned = tl.load(here + (lane[None, :] * stride + column))
+        tl.store(mirrored + (column * stride + lane[None, :]), turned)
+
+
+@triton.jit(do_not_specialize=["first_row_tile", "first_col_tile", "row_tiles", "col_tiles", "K"])
 def sum_pairs_kernel(
     parts,
     tiles,
     sums,
     first_row_tile,
     first_col_tile,
-    rows,
-    cols,
+    row_tiles,
+    col_tiles,
     K,
-    ROWS_PER_TILE: tl.constexpr,
-    COLUMNS_ARE_DOMAINS: tl.constexpr,
     DIAGONAL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """sums[a, b, 0 and 1] += parts[0 and 1, r, c] over the r of domain a and c of domain b; one program a pair a <= b.
+    """sums[a, b, 0 and 1] += parts[0 and 1, it, jt] over the it of domain a and jt of domain b; one program a pair a <= b.
 
-    Rows, and columns unless they are domains themselves, stand for tiles of the layout. On the diagonal r <= c.
+    On the diagonal it <= jt.
     """
     a = tl.program_id(0) // K
     b = tl.program_id(0) % K
     if a <= b:
         first = tl.zeros((BLOCK,), tl.float64)
         second = tl.zeros((BLOCK,), tl.float64)
-        total = rows * cols
+        total = row_tiles * col_tiles
         for start in range(0, total, BLOCK):
             part = start + tl.arange(0, BLOCK)
             there = part < total
-            r = part // cols
-            c = part % cols
-            row_domain = tl.load(tiles + (first_row_tile + r // ROWS_PER_TILE) * 4, mask=there, other=-1)
-            col_domain = c if COLUMNS_ARE_DOMAINS else tl.load(tiles + (first_col_tile + c) * 4, mask=there, other=-1)
+            it = part // col_tiles
+            jt = part % col_tiles
+            row_domain = tl.load(tiles + (first_row_tile + it) * 4, mask=there, other=-1)
+            col_domain = tl.load(tiles + (first_col_tile + jt) * 4, mask=there, other=-1)
             wanted = (row_domain == a) & (col_domain == b)
             if DIAGONAL:
-                wanted = wanted & (r <= c)
+                wanted = wanted & (it <= jt)
             first += tl.load(parts + part, mask=wanted, other=0.0).to(tl.float64)
             second += tl.load(parts + total + part, mask=wanted, other=0.0).to(tl.float64)
         at = sums + (a * K + b) * 2

@@ -7,6 +7,7 @@ import functools
 import torch
 import triton
 
+from .positives import positives_forward_kernel, positives_grad_kernel
 from .similarity_grad import similarity_grad_kernel
 from .similarity_matrix import similarity_matrix_kernel
 
@@ -26,7 +27,7 @@ def configurations(kernel: triton.JITFunction, arch: str, dtype: torch.dtype) ->
     On sm_90 the copy engine and one exponential an element were measured to pay; elsewhere nothing was measured.
     """
     found = _of_products(kernel, arch, dtype)
-    if kernel is similarity_matrix_kernel:
+    if "ONE_EXPONENTIAL" not in kernel.arg_names:
         return found
     one = arch == "90" and dtype != torch.float32
     return [c | {"ONE_EXPONENTIAL": one} for c in found] + [found[0] | {"ONE_EXPONENTIAL": not one}]
@@ -34,19 +35,20 @@ def configurations(kernel: triton.JITFunction, arch: str, dtype: torch.dtype) ->
 
 def _of_products(kernel: triton.JITFunction, arch: str, dtype: torch.dtype) -> list[dict[str, int]]:
     """With 16-bit rows four warps do: they have 128 sums a thread, and the rest fits beside these in the 255 registers that
-    let two programs share a multiprocessor, where one multiplies while the other takes exponentials. float32 needs more,
-    and so do the table entries that ``similarity_matrix_kernel`` has for each element.
+    let two programs share a multiprocessor, where one multiplies while the other takes exponentials. float32 needs more, and so
+    do the table entries that ``similarity_matrix_kernel`` has for each element, and the loop over tiles of positives on parts
+    whose products have their operands in registers too.
     """
+    loops = kernel in (positives_forward_kernel, positives_grad_kernel) and arch.startswith(("8", "12"))
     if dtype == torch.float32:
-        return [_configuration(16, 4, 8), _configuration(16, 3, 8)]
-    num_warps = 8 if kernel is similarity_matrix_kernel else 4
+        two, three, four = (_configuration(16, stages, 8) for stages in (2, 3, 4))
+        return [two] if loops and arch.startswith("8") else [four, three]
+    num_warps = 8 if kernel is similarity_matrix_kernel or loops else 4
     narrow, shallow, deep = (_configuration(*c, num_warps) for c in ((32, 4), (64, 2), (64, 3)))
     if arch == "90":
         return [deep | {"DESCRIPTORS": True}, deep]
-    if (
-        arch.startswith("8") and kernel is similarity_grad_kernel
-    ):  # pointers to more columns would take the last registers
-        return [narrow, deep]
+    if loops or (arch.startswith("8") and kernel is similarity_grad_kernel):
+        return [narrow, deep]  # pointers to more columns would take the last registers
     if arch.startswith(("12", "gfx")):  # where two programs share 100 KB or less
         return [shallow, narrow]
     return [deep, shallow]

@@ -39,12 +39,6 @@ struct GradTask {
   __device__ __forceinline__ E* tile_of_h(int row, int col) const {
     return h + row * (stride() * kBlock) + static_cast<int64_t>(col) * kBlock;
   }
-  __device__ __forceinline__ int64_t first_row(const Tile& tile) const {
-    return (static_cast<int64_t>(problem.first_row_tile) + tile.row) * kBlock;
-  }
-  __device__ __forceinline__ int64_t first_col(const Tile& tile) const {
-    return (static_cast<int64_t>(problem.first_col_tile) + tile.col) * kBlock;
-  }
   __device__ __forceinline__ bool mirrors(int row, int col) const { return problem.diagonal() && row != col; }
   __device__ __forceinline__ void store_sums(int row, int col, float sum, float sum_with_s) const {
     const int64_t at = static_cast<int64_t>(row) * problem.schedule.col_tiles + col;
@@ -72,7 +66,7 @@ struct GradTask {
     float top = -INFINITY, bottom = INFINITY;
 #pragma unroll
     for (int side = 0; side < 2; ++side) {
-      const int64_t slot = (side == 0 ? first_row(tile) : first_col(tile)) + lane * 4;
+      const int64_t slot = (side == 0 ? problem.first_row(tile.row) : problem.first_col(tile.col)) + lane * 4;
       coefficients[side] = *reinterpret_cast<const float4*>(coefficient + slot);
       lses[side] = *reinterpret_cast<const float4*>(lse + slot);
       for (float* x : {&lses[side].x, &lses[side].y, &lses[side].z, &lses[side].w}) {
@@ -185,7 +179,7 @@ struct GradTask {
   template <class Store>
   __device__ __forceinline__ void two_exponentials(const Lane& me, const Tile& tile, Products& c, float (&sum)[2],
                                                    float (&sum_with_x)[2], const Store& store) const {
-    const int64_t i = first_row(tile), j = first_col(tile);
+    const int64_t i = problem.first_row(tile.row), j = problem.first_col(tile.col);
     const float inverse_tau = 1 / tile.tau;
     const auto base2 = [&](int64_t slot) {
       const float l = lse[slot];
@@ -198,7 +192,7 @@ struct GradTask {
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
         const int64_t row = i + me.row(r);
-        row_ids[r] = problem.ids[row];
+        row_ids[r] = problem.given.ids[row];
         row_lses[r] = base2(row);
         row_coefficients[r] = coefficient[row] * inverse_tau;
       }
@@ -209,7 +203,7 @@ struct GradTask {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           const int64_t col = j + me.col(n * 4 + k) + e;
-          const int col_id = problem.ids[col];
+          const int col_id = problem.given.ids[col];
           const float col_lse = base2(col), col_coefficient = coefficient[col] * inverse_tau;
 #pragma unroll
           for (int r = 0; r < 4; ++r) {
@@ -245,18 +239,12 @@ __global__ void __launch_bounds__(kThreads, 1)
 using namespace uniclip::cuda;
 using namespace uniclip::cuda::hopper;
 
-int uniclip_cuda_hopper_grad(Operand operand, const void* rows, int64_t slots, int d, const int* ids, const int* tiles,
-                             const float* temperature, const float* offset, const unsigned char* mask, int domains,
-                             const float* lse, const float* coefficient, void* h, float* parts, int first_row_tile,
-                             int first_col_tile, int row_tiles, int col_tiles, int blocks, void* stream) {
-  const Problem problem = problem_of(ids, tiles, temperature, offset, mask, domains, d, first_row_tile, first_col_tile,
-                                     row_tiles, col_tiles, blocks);
-  return with_kind(operand, d, [&](auto element, auto all_stay) -> int {
+int uniclip_cuda_hopper_grad(Similarities given, Rectangle rectangle, const float* lse, const float* coefficient,
+                             void* h, float* parts, int blocks, void* stream) {
+  const Problem problem = problem_of(given, rectangle, blocks);
+  return with_kind(given, [&](auto element, auto all_stay, const CUtensorMap& map) -> int {
     using E = decltype(element);
     constexpr bool kAllStay = decltype(all_stay)::value;
-    CUtensorMap map;
-    const cudaError_t mapped = map_rows<E>(map, rows, slots, d);
-    if (mapped != cudaSuccess) return mapped;
     return launch(hopper_grad_kernel<E, kAllStay>, blocks, kThreads, sizeof(Shared<kAllStay>),
                   static_cast<cudaStream_t>(stream), map, problem, lse, coefficient, static_cast<E*>(h), parts);
   });

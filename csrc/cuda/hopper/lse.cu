@@ -139,8 +139,8 @@ struct LseTask {
 
   // Each row and column relative to its own largest term, and only over negatives.
   __device__ __forceinline__ void exact(const Lane& me, int barrier, const Tile& tile, Products& c, float* row_out) {
-    const int* row_ids = problem.ids + (static_cast<int64_t>(problem.first_row_tile) + tile.row) * kBlock;
-    const int* col_ids = problem.ids + (static_cast<int64_t>(problem.first_col_tile) + tile.col) * kBlock;
+    const int* row_ids = problem.given.ids + problem.first_row(tile.row);
+    const int* col_ids = problem.given.ids + problem.first_col(tile.col);
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
       const int row_id = row_ids[me.row(r)];
@@ -214,15 +214,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   run_pipeline<LseTask<kAllStay>, E>(map, problem, memory, LseTask<kAllStay>{problem, memory, row_parts, by_col});
 }
 
-constexpr int kMergeSlots = 32, kMergeWays = 8;
-
-struct MergeShared {
-  LogSum of[kMergeWays][kMergeSlots];
-};
-
 // Joins the running natural lse of each row and column of the rectangle with its parts. A block has 32 slots.
 __global__ void __launch_bounds__(kMergeSlots* kMergeWays)
-    hopper_merge_kernel(float* lse, const float* row_parts, const float* by_col, int first_row_tile, int first_col_tile,
+    hopper_merge_kernel(float* lse, const float* row_parts, const float* by_col, Rectangle rectangle,
                         Schedule schedule) {
   auto& shared = shared_memory<MergeShared>();
   const int lane = threadIdx.x % kMergeSlots, way = threadIdx.x / kMergeSlots;
@@ -241,15 +235,8 @@ __global__ void __launch_bounds__(kMergeSlots* kMergeWays)
   } else {
     add(by_col + slot - rows, cols, schedule.row_tiles);
   }
-  shared.of[way][lane] = total;
-  __syncthreads();
-  if (way == 0) {
-    const int64_t first = static_cast<int64_t>(is_row ? first_row_tile : first_col_tile) * kBlock;
-    float& running = lse[first + (is_row ? slot : slot - rows)];
-    total = LogSum::of(running * kLog2E);
-    for (int other = 0; other < kMergeWays; ++other) total = total + shared.of[other][lane];
-    running = total.log2() * kLn2;
-  }
+  const int64_t first = static_cast<int64_t>(is_row ? rectangle.first_row_tile : rectangle.first_col_tile) * kBlock;
+  shared.add(lane, way, total, lse[first + (is_row ? slot : slot - rows)]);
 }
 
 }  // namespace uniclip::cuda::hopper
@@ -257,24 +244,18 @@ __global__ void __launch_bounds__(kMergeSlots* kMergeWays)
 using namespace uniclip::cuda;
 using namespace uniclip::cuda::hopper;
 
-int uniclip_cuda_hopper_lse(Operand operand, const void* rows, int64_t slots, int d, const int* ids, const int* tiles,
-                            const float* temperature, const float* offset, const unsigned char* mask, int domains,
-                            float* lse, float* row_parts, float* by_col, int first_row_tile, int first_col_tile,
-                            int row_tiles, int col_tiles, int blocks, void* stream) {
-  const Problem problem = problem_of(ids, tiles, temperature, offset, mask, domains, d, first_row_tile, first_col_tile,
-                                     row_tiles, col_tiles, blocks);
+int uniclip_cuda_hopper_lse(Similarities given, Rectangle rectangle, float* lse, float* row_parts, float* by_col,
+                            int blocks, void* stream) {
+  const Problem problem = problem_of(given, rectangle, blocks);
   const auto to = static_cast<cudaStream_t>(stream);
-  const int error = with_kind(operand, d, [&](auto element, auto all_stay) -> int {
+  const int error = with_kind(given, [&](auto element, auto all_stay, const CUtensorMap& map) -> int {
     using E = decltype(element);
     constexpr bool kAllStay = decltype(all_stay)::value;
-    CUtensorMap map;
-    const cudaError_t mapped = map_rows<E>(map, rows, slots, d);
-    if (mapped != cudaSuccess) return mapped;
     return launch(hopper_lse_kernel<E, kAllStay>, blocks, kThreads, sizeof(Shared<kAllStay>), to, map, problem,
                   row_parts, by_col);
   });
   if (error != cudaSuccess) return error;
-  const int64_t sides = row_tiles + (problem.diagonal() ? 0 : col_tiles);
+  const int64_t sides = rectangle.row_tiles + (problem.diagonal() ? 0 : rectangle.col_tiles);
   return launch(hopper_merge_kernel, sides * kBlock / kMergeSlots, kMergeSlots * kMergeWays, sizeof(MergeShared), to,
-                lse, row_parts, by_col, first_row_tile, first_col_tile, problem.schedule);
+                lse, row_parts, by_col, rectangle, problem.schedule);
 }

@@ -59,17 +59,17 @@ struct Shared {
 static_assert(sizeof(Shared<true>) <= 232448 && sizeof(Shared<false>) <= 232448);
 
 struct Problem {
-  const int* ids;
-  const LayoutTile* tiles;
-  const float *temperature, *offset;
-  const unsigned char* mask;
-  int domains, chunks;  // D = 64 chunks
-  int first_row_tile, first_col_tile;
+  Similarities given;
+  Rectangle rectangle;
   Schedule schedule;
 
   __host__ __device__ bool diagonal() const { return schedule.triangle; }
+  __device__ int chunks() const { return given.d / kChunk; }
+  // First slots of a tile.
+  __device__ int64_t first_row(int row) const { return static_cast<int64_t>(rectangle.first_row_tile + row) * kBlock; }
+  __device__ int64_t first_col(int col) const { return static_cast<int64_t>(rectangle.first_col_tile + col) * kBlock; }
   __device__ DomainPair pair(int row, int col) const {
-    return DomainPair(tiles, first_row_tile + row, first_col_tile + col, temperature, offset, mask, domains);
+    return DomainPair(given, rectangle.first_row_tile + row, rectangle.first_col_tile + col);
   }
 };
 
@@ -153,10 +153,10 @@ class Pipeline {
       const Tile tile = planned(t);
       ptx::arrive(at(&memory_.plan_read[t % kPlanned]));
       if (tile.is(Tile::kStop)) break;
-      const int row = (problem_.first_row_tile + tile.row) * kBlock;
-      const int col = (problem_.first_col_tile + tile.col) * kBlock;
-      Streamed streamed(problem_.chunks, kResident);
-      for (int chunk = 0, stays = 0; chunk < problem_.chunks; ++chunk) {
+      const int row = static_cast<int>(problem_.first_row(tile.row)),
+                col = static_cast<int>(problem_.first_col(tile.col));
+      Streamed streamed(problem_.chunks(), kResident);
+      for (int chunk = 0, stays = 0; chunk < problem_.chunks(); ++chunk) {
         if (!kAllStay && streamed.next()) {
           through_ring(chunk * kChunk, row);
         } else {
@@ -237,7 +237,7 @@ class Pipeline {
   template <class E>
   __device__ void multiply(uint32_t t, uint32_t flags, Products& c) {
     const bool speaks = threadIdx.x % 32 == 0;
-    const int chunks = problem_.chunks;
+    const int chunks = problem_.chunks();
     // Lower halves of descriptors of operands, which hold their address; the upper ones say that there are 1024 bytes
     // from 8 rows to the next, swizzled in 128 bytes.
     constexpr uint64_t kForm = (1ull << 30 | 1024 >> 4) << 32;
@@ -327,7 +327,7 @@ class Pipeline {
 };
 
 // Runs a task over the tiles of a block. The planning warp calls begin_piece(row, piece, lane) before the tiles of a
-// piece, and empty_tile(row, col, lane) for those without anything to compare; one warp calls prepare(t, tile) for
+// piece, and empty_tile(row, col, lane) for those without negatives; one warp calls prepare(t, tile) for
 // every other tile, if the task kPrepares; and a warpgroup calls epilogue(t, tile, products).
 template <class Task, class E, bool kAllStay>
 __device__ __forceinline__ void run_pipeline(const CUtensorMap& map, const Problem& problem, Shared<kAllStay>& memory,
