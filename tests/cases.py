@@ -214,6 +214,21 @@ def _domains() -> Iterator[Case]:
     yield make_case("mask-leaves-no-negative", 20, domain_mask=clip, samples=1)
 
 
+def _few_classes() -> Iterator[Case]:
+    """Labels as sample ids: tiles of 128 x 128 that hold positives alone, negatives alone, and both."""
+    for samples in (1, 2, 10):
+        yield make_case(f"classes-{samples}", 300, 32, samples=samples, domains=1)
+    yield make_case("classes-2-of-3-domains", 420, samples=2, domains=3, padding=0.1)
+    uneven = torch.arange(400).mul(7).remainder(400).ge(260).long()  # with tiles in which one class ends
+    yield make_case("classes-uneven", 400, 40, sample_ids=uneven, domains=1, reduction="none", weight=-0.7)
+    clip = mask_without(2, (0, 0), (1, 1))
+    yield make_case("classes-image-text", 320, samples=2, domain_mask=clip, padding=0.1)
+    weight = torch.tensor([[1.0, -0.5, 0.0], [0.3, 2.0, 0.7], [-1.0, 0.2, 0.4]])
+    some = mask_without(3, (0, 2))
+    yield make_case("classes-10-of-3-domains", 420, samples=10, domains=3, domain_mask=some, weight=weight)
+    yield make_case("classes-apart", 300, samples=2, domains=1, temperature=0.006, layout=half_alike)
+
+
 def _full_tiles() -> Iterator[Case]:
     """Tiles of 128 x 128 that hold negatives alone, for which GPU backends take one exponential an element where they can."""
     ids = torch.arange(520)
@@ -261,6 +276,37 @@ def _reductions() -> Iterator[Case]:
     yield make_case("sum-upstream-tiny", 60, reduction="sum", upstream=1e-20)
 
 
-CASES = [*_sizes(), *_layouts(), *_sets(), *_ids(), *_domains(), *_full_tiles(), *_similarities(), *_reductions()]
+def _many_domains() -> Iterator[Case]:
+    """So many that no tile would be full of one pair of domains."""
+    yield make_case("domains-17", 120, domains=17)
+    signs = torch.randn(17, 17, generator=_random)
+    yield make_case(
+        "domains-17-weight-negative", 150, domains=17, samples=20, padding=0.2, weight=signs, reduction="none"
+    )
+    mask = symmetric((torch.rand(40, 40, generator=_random) < 0.6).int()).bool()
+    yield make_case("domains-40", 250, domains=40, samples=30, padding=0.1, domain_mask=mask)
+    few = torch.tensor([39, 7, 0, 7]).repeat(30)
+    yield make_case(
+        "domains-40-most-empty", 120, 40, domains=40, domain_ids=few, samples=2, weight=-0.7, upstream=-1e-20
+    )
+    yield make_case("domains-40-not-normalized", 100, domains=40, normalize=False, reduction="sum", upstream=1e10)
+    alone = dict(domain_ids=torch.arange(20) % 17, domain_mask=torch.eye(17).bool())
+    yield make_case("domains-17-none-compared", 20, domains=17, **alone)
+    yield make_case("domains-17-padding-all", 20, domains=17, sample_ids=torch.full((20,), -1))
+    yield make_case("domains-17-empty", 0, domains=17)
+
+
+CASES = [
+    *_sizes(),
+    *_layouts(),
+    *_sets(),
+    *_ids(),
+    *_domains(),
+    *_few_classes(),
+    *_full_tiles(),
+    *_similarities(),
+    *_reductions(),
+    *_many_domains(),
+]
 BY_NAME = {case.name: case for case in CASES}
 assert len(BY_NAME) == len(CASES), "two cases of one name"

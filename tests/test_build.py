@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import sys
 import tarfile
 import zipfile
@@ -192,6 +193,22 @@ try:
 except ValueError as error:
     print(error)
 """
+
+
+@pytest.mark.skipif(shutil.which("clang++") is None, reason="there is no clang++")
+def test_the_wheel_that_clang_builds(tmp_path):
+    """Products in fixed point and in bfloat16 are inline assembly, in which compilers differ."""
+    wheel = build(sys.executable, tmp_path, CXX="clang++", UNICLIP_BUILD_CUDA="0")
+    target = tmp_path / "installed"
+    install(sys.executable, wheel, target)
+    program = (
+        "import torch; from uniclip_kernels import info, mp_nce; from uniclip_kernels.cpu import BACKEND;"
+        "z, ids = torch.randn(300, 64), torch.arange(300) // 3;"
+        "BACKEND.bfloat16_products = torch.int16;"
+        "close = lambda z, e: torch.testing.assert_close(mp_nce(z, ids), mp_nce(z, ids, backend='reference'), rtol=e, atol=e);"
+        "close(z, 1e-5); close(z.bfloat16(), 1e-2); print('clang' in info.describe())"
+    )
+    assert outside("-c", program, cwd=tmp_path, target=target).strip() == "True"
 
 
 def test_installed_without_a_compiler(tmp_path):

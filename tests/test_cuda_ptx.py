@@ -36,7 +36,7 @@ def test_mp_nce(name, dtype, architecture):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rectangles_off_the_diagonal(dtype):
-    case = BY_NAME["rows-129-one-domain"]
+    case = BY_NAME["classes-2"]
     with installed("cuda", executed_ptx(80, workspace_bytes=128 * 128 * torch.finfo(dtype).bits // 8)):
         assert_matches(evaluate(case, "cuda", dtype), case, dtype)
 

@@ -1,11 +1,14 @@
 """Every bad input gives an error of the right type that names the argument and says what it was, before any kernel runs."""
 
 import math
+import warnings
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
-from uniclip_kernels import backends, domain_similarity, mp_nce
+from uniclip_kernels import MPNCELoss, backends, domain_similarity, mp_nce, stack_views
 
 Z = torch.randn(6, 4)
 IDS = torch.tensor([0, 0, 1, 1, 2, 2])
@@ -31,6 +34,12 @@ BAD = [
     ({"sample_ids": IDS.tolist()}, TypeError, "sample_ids must be an integer tensor, got list"),
     ({"sample_ids": IDS.float()}, TypeError, "sample_ids must be an integer tensor, got torch.float32"),
     ({"sample_ids": IDS.bool()}, TypeError, "sample_ids must be an integer tensor, got torch.bool"),
+    (
+        {"sample_ids": IDS.to(torch.uint32)},
+        TypeError,
+        "sample_ids must be int64, int32, int16, int8 or uint8, got torch.uint32",
+    ),
+    ({"domain_ids": DOMAINS.to(torch.uint64)}, TypeError, "domain_ids must be int64, .* or uint8, got torch.uint64"),
     ({"sample_ids": IDS.to_sparse()}, TypeError, "sample_ids must be a dense tensor, got torch.sparse_coo"),
     ({"sample_ids": IDS[:5]}, ValueError, r"sample_ids must have shape \(6,\).*got \(5,\)"),
     ({"sample_ids": IDS[:, None]}, ValueError, r"sample_ids must have shape \(6,\).*got \(6, 1\)"),
@@ -47,6 +56,12 @@ BAD = [
     ({"temperature": math.nan}, ValueError, "temperature must be positive and finite, got nan"),
     ({"temperature": 1e39}, ValueError, r"temperature must be finite in torch.float32, got 1e\+39"),
     ({"temperature": 1e-50}, ValueError, "temperature must be positive and finite, got 0.0"),
+    ({"temperature": 10**400}, ValueError, "temperature must be finite in torch.float32, got 1000"),
+    (
+        {"temperature": torch.tensor(0.1, device="meta")},
+        ValueError,
+        "temperature must be on the device of the embeddings, cpu, got meta",
+    ),
     ({"temperature": torch.tensor(0.0)}, ValueError, "temperature must be positive and finite, got 0.0"),
     (
         {"temperature": changed((0, 1), -1.0)},
@@ -120,6 +135,98 @@ def test_domain_similarity_names_what_is_wrong(arguments, error, message):
     domain_similarity(**good)
     with pytest.raises(error, match=message):
         domain_similarity(**{**good, **arguments})
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # nested tensors are to change
+    NESTED = torch.nested.as_nested_tensor(list(Z), layout=torch.strided)
+OF_NO_USE = [
+    1j,
+    np.complex64(1),
+    b"1",
+    {},
+    {1: 2},
+    object(),
+    float,
+    torch.float32,
+    np.array(0.1),
+    NESTED,
+    Z.to_sparse(),
+]
+ROWS = [True, 2.5, "0.1", [0.1], Z.numpy(), Z > 0, Z.long(), Z * 1j, Z.to(torch.float8_e4m3fn), torch.tensor(0.1)]
+NUMBERS = [True, 2, "0", [0, 1], DOMAINS.tolist(), DOMAINS.numpy(), DOMAINS > 0, DOMAINS.float(), DOMAINS * 1j]
+TABLES = [None, True, np.bool_(True), "0.1", [0.1], TABLE.tolist(), TABLE.numpy(), TABLE > 0, TABLE.long(), TABLE * 1j]
+TABLES += [torch.ones(0, 0), 10**400, math.nan]
+FLOOR = [None, True, np.bool_(True), "0.1", [0.1], torch.tensor(0.1), 0, -1.0, math.nan, math.inf, 10**400]
+SWITCH = [None, 0, 1, 1.0, "True", [True], np.bool_(True), torch.tensor(True)]
+WORD = [True, 1, 2.5, "", "average", ["mean"], np.array(["mean", "sum"]), torch.ones(2)]
+WRONG = {  # for each argument what it does not take
+    **dict.fromkeys(("embeddings", "x", "y"), ROWS),
+    **dict.fromkeys(("sample_ids", "domain_ids", "x_domain_ids", "y_domain_ids"), NUMBERS),
+    **dict.fromkeys(("temperature", "offset", "weight"), TABLES),
+    "domain_mask": [True, 1, "1", [[True] * 2] * 2, (TABLE > 0).numpy(), TABLE, TABLE.long(), TABLE * 1j],
+    **dict.fromkeys(("normalize", "learnable"), SWITCH),
+    **dict.fromkeys(("reduction", "backend"), WORD),
+    "num_domains": [None, True, 2.0, "2", [2], np.float32(2), torch.tensor(2), 0, -1],
+    "min_temperature": FLOOR,
+    "views": [None, True, 2.5, "ab", [None] * 2, [0.1] * 2, ["a", "b"], Z.numpy(), Z, torch.tensor(0.1)],
+    "domains": [None, True, 2, "01", [0], [0.0, 1.0], [True, False], [None] * 2, ["0", "1"], [0, -1], torch.tensor(0)],
+}
+TABLE_ARGUMENTS = dict(temperature=TABLE, offset=TABLE, weight=TABLE, domain_mask=TABLE > 0)
+LAST = dict(reduction="sum", normalize=True, backend=None)
+OF_SIMILARITY = dict(x=Z, y=Z, x_domain_ids=DOMAINS, y_domain_ids=DOMAINS, temperature=TABLE, offset=0.1)
+GOOD = {
+    mp_nce: dict(embeddings=Z, sample_ids=IDS, domain_ids=DOMAINS, **TABLE_ARGUMENTS, **LAST),
+    domain_similarity: dict(**OF_SIMILARITY, normalize=True, backend=None),
+    MPNCELoss: dict(num_domains=2, **TABLE_ARGUMENTS, learnable=True, min_temperature=0.01, **LAST),
+    MPNCELoss(): dict(embeddings=Z, sample_ids=IDS, domain_ids=DOMAINS),
+    stack_views: dict(views=[Z, Z], domains=np.array([0, 1])),
+}
+
+
+@pytest.mark.parametrize(
+    ("function", "argument"), [(function, name) for function, good in GOOD.items() for name in good]
+)
+def test_wrong_types_of_every_argument_are_named(function, argument):
+    good = GOOD[function]
+    function(**good)
+    for value in [*WRONG[argument], *OF_NO_USE]:
+        with pytest.raises((TypeError, ValueError), match=rf"^{argument}\b.* must .*, got "):
+            function(**{**good, argument: value})
+
+
+REAL = [np.float32(0.5), np.float64(0.5), np.float16(0.5), Fraction(1, 2), 1, np.int64(1), np.uint8(1)]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("number", REAL, ids=lambda n: type(n).__name__)
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_numbers_of_any_type(number, backend):
+    """NumPy's too, in the functions and in the module alike."""
+    names, rows = ("temperature", "offset", "weight"), (Z, IDS, DOMAINS)
+    given, expected = dict.fromkeys(names, number), dict.fromkeys(names, float(number))
+    loss = mp_nce(*rows, **expected, backend=backend)
+    assert torch.equal(mp_nce(*rows, **given, backend=backend), loss)
+    criterion = MPNCELoss(**given, min_temperature=number, backend=backend)
+    torch.testing.assert_close(criterion(*rows), loss)
+    del given["weight"], expected["weight"]
+    assert torch.equal(*(domain_similarity(Z, **options, backend=backend) for options in (given, expected)))
+
+
+@pytest.mark.parametrize("num_domains", [1, 2, 40])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_the_domain_of_padding_does_not_matter(backend, num_domains):
+    m, options = 120, dict(backend=backend, offset=0.1)
+    tau = torch.rand(num_domains, num_domains) + 0.1
+    ids, domains = torch.arange(m) // 3, torch.arange(m) % num_domains
+    ids[::5] = torch.tensor([-1, -7, -(2**63)]).repeat(8)
+    z = torch.randn(m, 8, requires_grad=True)
+    expected = mp_nce(z, ids, domains, temperature=tau, **options)
+    for domain in (-1, num_domains, num_domains + 5, 2**40, -(2**63)):
+        others = domains.where(ids >= 0, domain)
+        loss = mp_nce(z, ids, others, temperature=tau, **options)
+        assert torch.equal(loss, expected)
+        assert torch.equal(*(torch.autograd.grad(x, z, retain_graph=True)[0] for x in (loss, expected)))
 
 
 def test_float64_is_for_the_cpu():

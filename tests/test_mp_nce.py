@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from tests.cases import BY_NAME, CASES
+from tests.cases import BY_NAME, CASES, mask_without
 from tests.evaluate import assert_matches, evaluate
 from uniclip_kernels import mp_nce
 from uniclip_kernels._backend import find
+from uniclip_kernels._layout import domains_apart
 
 LOW = (torch.float32, torch.bfloat16, torch.float16)
 DTYPES = (*LOW, torch.float64)
@@ -66,6 +67,39 @@ def test_weights_of_any_size(operands, exponent, monkeypatch):
     assert torch.equal(grads[0] * 2.0**exponent, grads[1])
 
 
+def offset_gradient(m, num_domains, dtype, **options):
+    """Of random rows: τ times the gradient of b, in float64."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    tau = 0.05 + torch.rand(num_domains, num_domains, dtype=wide)
+    b = (0.2 * torch.randn(num_domains, num_domains, dtype=wide)).requires_grad_()
+    ids, domains = torch.randint(m // 3, (m,)), torch.randint(num_domains, (m,))
+    z = torch.randn(m, 24).to(dtype)
+    mp_nce(z, ids, domains, temperature=tau, offset=b, backend="cpu", **options).backward()
+    return tau.double() * b.grad.double()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("num_domains", [1, 2, 17, 40])
+def test_an_offset_on_which_the_loss_does_not_depend(num_domains, dtype):
+    """Since one pair of domains is compared, all similarities move by one number."""
+    mask = torch.zeros(num_domains, num_domains, dtype=torch.bool)
+    mask[0, -1] = mask[-1, 0] = True
+    for _ in range(5):
+        assert offset_gradient(300, num_domains, dtype, domain_mask=mask).count_nonzero() == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("num_domains", [2, 3, 20])
+def test_gradients_of_offsets_cancel(num_domains, dtype):
+    """Where all similarities move by one number the loss stays as it is: to the rounding of the gradients themselves."""
+    weight = 0.2 + torch.rand(num_domains, num_domains)
+    for mask in (None, mask_without(num_domains, (1, 1))):
+        terms = offset_gradient(300, num_domains, dtype, weight=weight, domain_mask=mask)
+        eps = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+        assert terms.abs().max() > 1e-3
+        assert terms.sum().abs() <= 2 * eps * terms.abs().sum()
+
+
 def test_the_cpu_backend_is_the_default_on_the_cpu():
     z, ids = torch.randn(40, 8), torch.arange(40) // 2
     assert torch.equal(mp_nce(z, ids), mp_nce(z, ids, backend="cpu"))
@@ -85,14 +119,16 @@ def test_only_image_to_text_pairs_is_the_clip_loss(backend):
     torch.testing.assert_close(loss, clip)
 
 
-@pytest.mark.parametrize(("m", "d"), [(3000, 40), (1700, 512), (900, 1100)])
+@pytest.mark.parametrize(("m", "d", "k"), [(3000, 40, 3), (1700, 512, 3), (900, 1100, 3), (1500, 40, 20)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_many_rectangles(m, d, dtype):
-    """More rows than one rectangle of the gradient holds, and more columns than one product takes at a time."""
+def test_many_rectangles(m, d, k, dtype):
+    """More rows than one rectangle of the gradient holds, more columns than one product takes at a time, and many domains each of
+    which has tiles of its own."""
+    assert domains_apart(m, k, find("cpu").block)
     z = torch.randn(m, d).to(dtype).requires_grad_()
     exact = z.detach().double().requires_grad_()
-    ids, domains = torch.randint(m // 3, (m,)), torch.randint(3, (m,))
-    tau = torch.tensor([[0.1, 0.2, 0.3], [9, 0.2, 0.1], [9, 9, 0.4]])
+    ids, domains = torch.randint(m // 3, (m,)), torch.randint(k, (m,))
+    tau = torch.rand(k, k) * 0.3 + 0.1
     loss = mp_nce(z, ids, domains, temperature=tau, backend="cpu")
     expected = mp_nce(exact, ids, domains, temperature=tau.double(), backend="reference")
     loss.backward(), expected.backward()

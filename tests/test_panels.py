@@ -1,7 +1,6 @@
 """What the host knows of the domains: the layout and the panels that follow from it, and the work that is launched then."""
 
 import copy
-import itertools
 
 import pytest
 import torch
@@ -42,18 +41,28 @@ def test_rectangles_leave_out_masked_pairs_and_no_other():
     assert torch.equal(covered, allowed[domain][:, domain].int())
 
 
+@pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("padding", [0.0, 0.3])
-def test_the_layout_of_known_sizes_is_that_of_unknown_ones(padding):
-    sample_ids, domain_ids = torch.randint(40, (500,)), torch.arange(500) % 3
+@pytest.mark.parametrize(("classes", "block"), [(170, 32), (170, 128), (3, 32), (1, 128)])
+def test_spans_name_the_tiles_that_may_hold_positives(classes, block, padding, known):
+    sample_ids, domain_ids, mask = torch.randint(classes, (500,)), torch.arange(500) % 3, torch.rand(3, 3) < 0.7
     sample_ids[torch.rand(500) < padding] = -1
-    sizes = torch.bincount(domain_ids).tolist()
-    known, unknown = (sort_rows(sample_ids, domain_ids, 3, None, BLOCK, s) for s in (sizes, None))
-    for a, b in itertools.product(range(3), repeat=2):
-        rows = (sample_ids >= 0) & (domain_ids == a)
-        spans = [layout.runs[layout.slot[rows], b].diff() for layout in (known, unknown)]
-        assert torch.equal(*spans)
-    assert torch.equal(known.count[known.slot[sample_ids >= 0]], unknown.count[unknown.slot[sample_ids >= 0]])
-    assert torch.equal(known.slot < 0, sample_ids < 0)
+    mask = mask | mask.T
+    sizes = torch.bincount(domain_ids).tolist() if known else None
+    layout = sort_rows(sample_ids, domain_ids, 3, mask, block, sizes)
+    assert torch.equal(layout.slot < 0, sample_ids < 0)
+    positive = (sample_ids[:, None] == sample_ids) & (sample_ids >= 0)[:, None] & mask[domain_ids[:, None], domain_ids]
+    for i, p in (positive & ~torch.eye(500, dtype=torch.bool)).nonzero().tolist():
+        tile, other = layout.slot[[i, p]] // block
+        start, end = layout.spans[tile, domain_ids[p]].tolist()
+        assert start <= other < end
+    # No tile is named in vain but where its samples lie between those of the tile.
+    for (domain, filled, first, last), spans in zip(layout.tiles.tolist(), layout.spans.tolist(), strict=True):
+        for e, (start, end) in enumerate(spans):
+            assert start == end or (filled > 0 and mask[domain, e])
+            for _, _, other_first, other_last in layout.tiles[start:end].tolist():
+                assert other_first <= last
+                assert other_last >= first
 
 
 def test_what_is_kept_of_a_tensor_is_void_once_it_is_written_to():

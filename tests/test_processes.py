@@ -134,6 +134,69 @@ def test_what_fresh_memory_holds_does_not_matter():
     run(ANY_PROCESSOR, "any", *TELLING, MALLOC_PERTURB_=str(0x7F ^ 0xFF))
 
 
+IMPORTED_AGAIN = """
+import sys, torch
+
+def step():
+    import uniclip_kernels
+    torch.manual_seed(0)
+    z = torch.randn(40, 8, requires_grad=True)
+    loss = uniclip_kernels.mp_nce(z, torch.arange(40) // 2, backend="cpu")
+    loss.backward()
+    x = z.detach().requires_grad_()
+    s = uniclip_kernels.domain_similarity(x, backend="cpu")
+    s.square().sum().backward()
+    return uniclip_kernels, (loss.detach(), z.grad, s.detach(), x.grad)
+
+first, expected = step()
+z, ids = torch.randn(30, 8, requires_grad=True), torch.arange(30) // 2
+of_the_first = first.mp_nce(z, ids)
+(grad,) = torch.autograd.grad(of_the_first, z, retain_graph=True)
+for _ in range(2):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "uniclip_kernels"]:
+        del sys.modules[name]
+    again, results = step()
+    assert again is not first
+    assert all(torch.equal(*pair) for pair in zip(results, expected))
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+        assert torch.equal(first.mp_nce(z, ids), of_the_first)
+    assert counter.get_total_flops() == 30 * 30 * 8
+    assert torch.equal(*torch.autograd.grad(of_the_first, z, retain_graph=True), grad)
+compiled = torch.compile(lambda z: again.mp_nce(z, ids), fullgraph=True, backend="aot_eager")
+assert torch.equal(compiled(z), of_the_first)
+"""
+
+
+def test_forgotten_and_imported_again():
+    run(IMPORTED_AGAIN)
+
+
+UNCHECKED = """
+import torch
+from uniclip_kernels import domain_similarity, mp_nce
+torch.set_num_threads(1)
+for k, m in [(2, 200), (40, 200), (17, 1200)] * 2:
+    tau, b = (torch.full((k, k), x, requires_grad=True) for x in (0.5, 0.25))
+    for bad in (k, k + 5, 127, -1, 2**40, -(2**40), 2**63 - 1, -(2**63)):
+        z = torch.randn(m, 8, requires_grad=True)
+        domain_ids = torch.arange(m) % k
+        domain_ids[::3] = bad
+        loss = mp_nce(z, torch.arange(m) // 2, domain_ids, temperature=tau, offset=b, backend="cpu")
+        s = domain_similarity(z, None, domain_ids, temperature=tau, offset=b, backend="cpu")
+        (loss + s.square().mean()).backward()
+        # Every entry of the tables is alike: whichever is read, these are the values.
+        torch.testing.assert_close(loss, mp_nce(z, torch.arange(m) // 2, temperature=0.5, backend="reference"))
+        torch.testing.assert_close(s, domain_similarity(z, temperature=0.5, offset=0.25, backend="reference"))
+        assert all(x.grad.isfinite().all() for x in (z, tau, b))
+        assert all((x.grad.tril(-1) == 0).all() for x in (tau, b))
+"""
+
+
+@pytest.mark.parametrize("byte", [0x7F, 0xFF])
+def test_domain_ids_that_were_not_checked_read_nothing_out_of_bounds(byte):
+    run(UNCHECKED, UNICLIP_CHECK_VALUES="0", MALLOC_PERTURB_=str(byte ^ 0xFF))
+
+
 EXTRA_MEMORY = """
 import re, sys, torch
 from pathlib import Path
@@ -142,22 +205,28 @@ from uniclip_kernels import mp_nce, stack_views
 def status(key):
     return int(re.search(rf"{key}:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
-def extra(n, d):
+def extra(n, d, k):
     z, ids, domains = stack_views([torch.randn(n, d)] * 3, [0, 0, 1])
     z.requires_grad_()
+    if k > 2:
+        domains = torch.arange(3 * n) % k
+    tau, b = (torch.full((k, k), x, requires_grad=True) for x in (0.1, 0.0))
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = status("VmRSS")
-    mp_nce(z, ids, domains, backend="cpu").backward()
+    mp_nce(z, ids, domains, temperature=tau, offset=b, backend="cpu").backward()
     return status("VmHWM") - before
 
-torch.set_num_threads(2)
-extra(64, 32)
-print(extra(*map(int, sys.argv[1:])))
+n, d, k = map(int, sys.argv[1:])
+torch.set_num_threads(2 if k == 2 else 1)  # PyTorch's own wait for each other where the processor is shared
+extra(64, 32, k=min(k, 17))
+print(extra(n, d, k))
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
-@pytest.mark.parametrize(("n", "d"), [(2048, 128), (512, 8192)])
-def test_extra_memory_is_linear(n, d):
+@pytest.mark.parametrize(
+    ("n", "d", "k"), [(2048, 128, 2), (512, 8192, 2), (1200, 64, 100), (333, 64, 200), (333, 64, 500), (333, 64, 1000)]
+)
+def test_extra_memory_is_linear(n, d, k):
     """At most 4 M D floats and 64 MB: an M x M matrix takes 151 MB in the first case, an M x D one 50 MB in the second."""
-    assert int(run(EXTRA_MEMORY, str(n), str(d))) <= 4 * (3 * n) * d * 4 + 64e6
+    assert int(run(EXTRA_MEMORY, *map(str, (n, d, k)))) <= 4 * (3 * n) * d * 4 + 64e6

@@ -19,7 +19,8 @@ from tests.emulation.machine_code import TENSOR_CORE, assert_as_planned, assert_
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 KERNELS = aot.TILE_KERNELS + aot.ROW_KERNELS + aot.SUM_KERNELS
 BUILDS = [(name, dtype) for name in KERNELS for dtype in DTYPES if name not in aot.SUM_KERNELS or dtype == DTYPES[0]]
-LSE, GRAD, MATRIX = (name for name in aot.TILE_KERNELS if "DIAGONAL" not in name)
+LSE, GRAD, FORWARD, POSITIVES_GRAD, MATRIX = (name for name in aot.TILE_KERNELS if "DIAGONAL" not in name)
+OPERANDS_IN_REGISTERS = ("80", "120")
 
 
 def test_no_kernel_is_forgotten():
@@ -38,13 +39,14 @@ def test_machine_code(name, dtype, arch):
     assert_as_planned(code, arch)
     if name in aot.TILE_KERNELS:
         assert_multiplies(code, TENSOR_CORE[arch], 512)
-    if name in aot.TILE_KERNELS and name != MATRIX and dtype != torch.float32:
+    alone = name == MATRIX or (name.startswith("positives") and arch in OPERANDS_IN_REGISTERS)
+    if name in aot.TILE_KERNELS and not alone and dtype != torch.float32:
         assert_two_programs(code, arch)
 
 
 @pytest.mark.parametrize("arch", TENSOR_CORE)
 @pytest.mark.parametrize("d", [64, 4096])
-@pytest.mark.parametrize("name", [LSE, GRAD, MATRIX])
+@pytest.mark.parametrize("name", [LSE, GRAD, FORWARD, POSITIVES_GRAD, MATRIX])
 def test_few_and_many_columns(name, d, arch):
     code = aot.code(aot.compile_kernel(name, arch, torch.bfloat16, d))
     assert_as_planned(code, arch)

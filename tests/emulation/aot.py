@@ -19,13 +19,14 @@ from triton.runtime import jit
 import uniclip_kernels
 from uniclip_kernels.triton import TritonBackend, tuning
 from uniclip_kernels.triton.launch import Launcher
+from uniclip_kernels.triton.layout import layout_kernel
 
 from . import machine_code
 from .installed import installed
 from .machine_code import Code
 
 _CACHE = Path(__file__).resolve().parents[2] / "build" / "triton-cache"
-_VARIANTS = ("DIAGONAL", "COLUMNS_ARE_DOMAINS")
+_VARIANTS = ("DIAGONAL",)
 
 #: Every kernel that a step of training launches, in all its variants.
 TILE_KERNELS = (
@@ -33,13 +34,14 @@ TILE_KERNELS = (
     "similarity_lse_kernel DIAGONAL",
     "similarity_grad_kernel",
     "similarity_grad_kernel DIAGONAL",
+    "positives_forward_kernel",
+    "positives_grad_kernel",
+    "positives_grad_kernel DIAGONAL",
     "similarity_matrix_kernel",
 )
 ROW_KERNELS = (
     "gather_rows_kernel",
     "scatter_rows_kernel",
-    "positives_forward_kernel",
-    "positives_backward_kernel",
     "similarity_matrix_grad_kernel",
 )
 SUM_KERNELS = (  # which the dtype of the rows does not concern
@@ -49,7 +51,6 @@ SUM_KERNELS = (  # which the dtype of the rows does not concern
     "merge_lse_kernel",
     "sum_pairs_kernel",
     "sum_pairs_kernel DIAGONAL",
-    "sum_pairs_kernel COLUMNS_ARE_DOMAINS",
 )
 
 
@@ -101,6 +102,10 @@ class Recorder(Launcher):
     def __call__(self, kernel: triton.JITFunction, grid: Sequence[int], *args, **meta) -> None:
         if 0 not in grid:
             self.launches.append(Launch(kernel, args, meta | {"debug": False}, math.prod(grid)))
+        if kernel is layout_kernel:  # by which the engine picks rows itself
+            for name, arg in zip(kernel.arg_names, args, strict=False):
+                if name in ("order", "slot"):
+                    arg.zero_()
 
     def configuration(self, kernel: triton.JITFunction, rows: Tensor) -> dict:
         chosen = tuning.configurations(kernel, self.arch, rows.dtype)[0]

@@ -4,7 +4,13 @@ With them tl.dot sees the values of 16-bit operands and casts round to nearest e
 interpreted. What a GPU would do is proven elsewhere, by executing compiled code.
 """
 
+import contextlib
 import functools
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from unittest import mock
 
 import numpy as np
 import torch
@@ -13,6 +19,15 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 _convert_float, _patch_lang = interpreter._convert_float, interpreter._patch_lang
+
+
+@contextlib.contextmanager
+def process() -> Iterator[Callable]:
+    """Calls functions in a process of its own, since Triton decides at its import whether it interprets."""
+    context = multiprocessing.get_context("spawn")
+    environment = mock.patch.dict(os.environ, TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
+    with environment, ProcessPoolExecutor(1, context) as pool:
+        yield lambda function, *args, **options: pool.submit(function, *args, **options).result()
 
 
 def repair() -> None:

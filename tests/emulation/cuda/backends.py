@@ -43,7 +43,7 @@ def _library() -> ctypes.CDLL:
 class _Argument(ctypes.Structure):
     """emulation::Argument"""
 
-    _fields_ = (("bits", ctypes.c_uint64), ("bytes", ctypes.c_int32), ("is_pointer", ctypes.c_int32))
+    _fields_ = (("value", ctypes.c_void_p), ("bytes", ctypes.c_int64))
 
 
 _HOOK = ctypes.CFUNCTYPE(
@@ -93,16 +93,15 @@ class _PTXOperators:
         except Exception as error:
             self._error = error
 
-    def _value(self, argument: _Argument) -> Tensor | int:
-        if argument.is_pointer and argument.bits:
-            return self._tensor_at(argument.bits)
-        return int.from_bytes(argument.bits.to_bytes(8, "little")[: argument.bytes], "little", signed=True)
+    def _value(self, argument: _Argument) -> tuple[Tensor | bytes, ...]:
+        """Words of the argument, with a tensor in place of a pointer into one of the operator's."""
+        value = ctypes.string_at(argument.value, argument.bytes)
+        return tuple(self._tensor_or(value[at : at + 8]) for at in range(0, len(value), 8))
 
-    def _tensor_at(self, address: int) -> Tensor:
-        """Bytes of the argument tensor that holds this address, from there on."""
+    def _tensor_or(self, word: bytes) -> Tensor | bytes:
         for tensor in self._tensors:
             storage = tensor.untyped_storage()
-            offset = address - storage.data_ptr()
+            offset = int.from_bytes(word, "little") - storage.data_ptr()
             if 0 <= offset < storage.nbytes():
                 return torch.empty(0, dtype=torch.uint8).set_(storage)[offset:]
-        raise ptx.PTXError(f"a pointer into none of the operator's tensors: {address:#x}")
+        return word

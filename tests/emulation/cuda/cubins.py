@@ -1,14 +1,15 @@
-"""The machine code of csrc/cuda: cubins out of the extension that setup.py built, launches out of the emulated launchers."""
+"""The machine code of csrc/cuda: cubins out of the extension that setup.py built, launches out of the emulated operators."""
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import importlib.util
-import re
+import itertools
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from .. import machine_code
 from ..machine_code import Code
@@ -16,7 +17,13 @@ from . import backends, build
 
 ARCHITECTURES = ("80", "90", "100", "120")
 OPERANDS = ("BFloat16", "Half", "Float", "TF32")  # as in operands.h
-TILE_KERNELS = ("similarity_lse_kernel", "similarity_grad_kernel", "similarity_matrix_kernel")
+TILE_KERNELS = (
+    "similarity_lse_kernel",
+    "similarity_grad_kernel",
+    "similarity_matrix_kernel",
+    "positives_forward_kernel",
+    "positives_grad_kernel",
+)
 
 
 def extension() -> Path | None:
@@ -55,19 +62,21 @@ def tile_kernel(name: str, operand: str, arch: str) -> Code:
 
 @functools.cache
 def _launches() -> dict[str, dict[str, int]]:
-    """Threads and shared memory that each launcher asks for, from calls whose arguments are all 128: nothing is run."""
-    library = ctypes.CDLL(str(build.library()))
+    """Threads and shared memory of each kernel, from calls of every operator with 128 for each number: nothing is run."""
+    library = backends._library()
     found: dict[str, dict[str, int]] = {}
 
     @backends._HOOK
     def hook(kernel, blocks, threads, shared_bytes, count, arguments) -> None:
         found[kernel.decode()] = {"threads": threads, "shared": shared_bytes}
 
+    names = (name.split("::") for name in torch._C._dispatch_get_all_op_names())
+    operators = [getattr(getattr(torch.ops, space), name).default for space, name in names if space == build.LIBRARY]
     library.emulation_set_launch_hook(hook)
-    for name, parameters in re.findall(r"int (uniclip_cuda_\w+)\(([^)]*)\)", (build.KERNELS / "ops.h").read_text()):
-        for operand in range(len(OPERANDS)):
-            first = operand if "Operand" in parameters else 128
-            rest = [ctypes.c_int64(128)] * parameters.count(",")
-            getattr(library, name)(ctypes.c_int64(first), *rest)
+    for dtype, allow_tf32 in itertools.product((torch.bfloat16, torch.float16, torch.float32), (False, True)):
+        tensor = torch.empty(128, 128, 128, dtype=dtype)
+        for operator in operators:
+            kinds = (str(argument.type) for argument in operator._schema.arguments)
+            operator(*({"int": 128, "bool": allow_tf32}.get(kind, tensor) for kind in kinds))
     library.emulation_set_launch_hook(None)
     return found

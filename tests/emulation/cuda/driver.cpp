@@ -22,10 +22,7 @@ constexpr double kTolerance = std::is_same_v<T, Float>      ? 2e-5
 
 constexpr int kBlock = 128, kSlots = 3 * kBlock, kTiles = 3, kDomains = 2, kColumns = 40, kPadded = 64, kRows = 40;
 constexpr int kFilled[kTiles] = {24, 16, 0};
-// Rectangles of tiles as the engine walks them: [i0, i1) x [j0, j1).
-constexpr struct Rectangle {
-  int i0, i1, j0, j1;
-} kRectangles[] = {{0, 1, 0, 1}, {0, 1, 1, 3}, {1, 3, 1, 3}};
+constexpr Rectangle kRectangles[] = {{0, 0, 1, 1}, {0, 1, 1, 2}, {1, 1, 2, 2}};  // as the engine walks them
 
 int failures = 0;
 
@@ -41,8 +38,9 @@ template <class E>
 struct Problem {
   std::vector<E> z = std::vector<E>(kRows * kColumns);
   std::vector<int64_t> order = std::vector<int64_t>(kSlots, -1), slot = std::vector<int64_t>(kRows);
-  std::vector<int> ids = std::vector<int>(kSlots, -1), tiles, count = std::vector<int>(kSlots);
-  std::vector<int> runs = std::vector<int>(kSlots * kDomains * 2);
+  std::vector<int> ids = std::vector<int>(kSlots, -1), count = std::vector<int>(kSlots);
+  std::vector<LayoutTile> tiles;
+  std::vector<Span> spans = std::vector<Span>(kTiles * kDomains);
   std::vector<float> temperature{0.1f, 0.2f, 0.2f, 0.3f}, offset{0, 0.1f, 0.1f, -0.1f}, weight{1, 0.5f, 2, 1};
   std::vector<unsigned char> mask{1, 1, 1, 1};
 
@@ -54,22 +52,18 @@ struct Problem {
     int64_t row = 0;
     for (int a = 0; a < kTiles; ++a) {
       const int filled = kFilled[a];
-      tiles.insert(tiles.end(), {filled > 0 ? a : -1, filled, filled > 0 ? 0 : -1, filled > 0 ? filled / 2 - 1 : -1});
+      tiles.push_back({filled > 0 ? a : -1, filled, filled > 0 ? 0 : -1, filled > 0 ? filled / 2 - 1 : -1});
+      for (int e = 0; filled > 0 && e < kDomains; ++e) spans[a * kDomains + e] = {e, e + 1};
       for (int r = 0; r < filled; ++r, ++row) {
         const int at = a * kBlock + r, id = r / 2;
         order[at] = row;
         slot[row] = at;
         ids[at] = id;
-        for (int e = 0; e < kDomains; ++e) {
-          if (2 * id >= kFilled[e]) continue;
-          runs[(at * kDomains + e) * 2] = e * kBlock + 2 * id;
-          runs[(at * kDomains + e) * 2 + 1] = e * kBlock + 2 * id + 2;
-          count[at] += e == a ? 1 : 2;
-        }
+        for (int e = 0; e < kDomains; ++e) count[at] += 2 * id >= kFilled[e] ? 0 : e == a ? 1 : 2;
       }
     }
   }
-  int domain(int i) const { return tiles[i / kBlock * 4]; }
+  int domain(int i) const { return tiles[i / kBlock].domain; }
 };
 
 template <class T>
@@ -100,14 +94,15 @@ void run(Operand operand) {
     near("norm", dot(i, i), p.order[i] >= 0 ? 1 : 0, 1);
   }
 
+  const Similarities given{rows.data(),     p.ids.data(),  p.tiles.data(), p.temperature.data(),
+                           p.offset.data(), p.mask.data(), kSlots,         kPadded,
+                           kDomains,        operand};
   std::vector<float> lse(kSlots, -INFINITY);
-  for (const auto [i0, i1, j0, j1] : kRectangles) {
-    const int height = i1 - i0, width = j1 - j0;
+  for (const Rectangle& rectangle : kRectangles) {
+    const auto [i0, j0, height, width] = rectangle;
     std::vector<float> by_row(width * height * kBlock, NAN), by_col(i0 == j0 ? 0 : by_row.size(), NAN);
-    check_launch(uniclip_cuda_similarity_lse(operand, rows.data(), kPadded, p.ids.data(), p.tiles.data(),
-                                             p.temperature.data(), p.offset.data(), p.mask.data(), kDomains,
-                                             by_row.data(), i0 == j0 ? by_row.data() : by_col.data(), i0, j0, height,
-                                             width, nullptr));
+    check_launch(uniclip_cuda_similarity_lse(given, rectangle, by_row.data(), i0 == j0 ? by_row.data() : by_col.data(),
+                                             nullptr));
     check_launch(uniclip_cuda_merge_lse(&lse[i0 * kBlock], by_row.data(), height * kBlock, width, nullptr));
     if (i0 == j0) continue;
     check_launch(uniclip_cuda_merge_lse(&lse[j0 * kBlock], by_col.data(), width * kBlock, height, nullptr));
@@ -118,67 +113,71 @@ void run(Operand operand) {
     near("lse", lse[i], std::log(sum), 10);
   }
 
-  std::vector<float> loss(kSlots, NAN), coefficient(kSlots, NAN);
-  check_launch(uniclip_cuda_positives_forward(operand, rows.data(), kSlots, kPadded, p.tiles.data(), p.runs.data(),
-                                              p.count.data(), p.temperature.data(), p.offset.data(), p.weight.data(),
-                                              kDomains, lse.data(), loss.data(), coefficient.data(), nullptr));
-  const auto a = [&](int i, int j) {
-    return p.weight[p.domain(i) * kDomains + p.domain(j)] / (1 + std::exp(s(i, j) - lse[i])) / p.count[i];
+  constexpr int kSlices = 2, kParts = 4 * kSlices;
+  std::vector<float> statistics(3 * kParts * kSlots, NAN), slope(kSlots), share(kSlots), coefficient(kSlots);
+  check_launch(uniclip_cuda_positives_forward(given, p.spans.data(), p.weight.data(), lse.data(), kSlices,
+                                              statistics.data(), nullptr));
+  const auto statistic = [&](int k, int i) {
+    double sum = 0;
+    for (int part = 0; part < kParts; ++part) sum += statistics[(k * kParts + part) * kSlots + i];
+    return sum;
   };
-  for (int i : filled) {
-    double slope = 0;
-    for (int j : filled) slope += i != j && p.ids[i] == p.ids[j] ? a(i, j) : 0;
-    near("coefficient", coefficient[i], slope, 2);
+  const auto a = [&](int i, int j) {
+    return p.weight[p.domain(i) * kDomains + p.domain(j)] / (1 + std::exp(s(i, j) - lse[i]));
+  };
+  for (int i = 0; i < kSlots; ++i) {
+    double loss = 0, slope = 0;
+    for (int j : filled) {
+      if (i == j || p.ids[i] != p.ids[j]) continue;
+      loss += p.weight[p.domain(i) * kDomains + p.domain(j)] * std::log1p(std::exp(lse[i] - s(i, j)));
+      slope += a(i, j);
+    }
+    near("loss", statistic(0, i), loss, 20);
+    near("slope", statistic(1, i), slope, 4);
+    check("count", statistic(2, i), p.count[i], 0);
+    share[i] = p.count[i] > 0 ? 1.f / p.count[i] : 0;
+    coefficient[i] = static_cast<float>(statistic(1, i)) * share[i];
   }
 
   const auto gradient = [&](int i, int j) {
-    if (p.ids[i] == p.ids[j]) return i == j ? 0.0 : -(a(i, j) + a(j, i));
+    if (i == j || p.ids[i] < 0 || p.ids[j] < 0) return 0.0;
+    if (p.ids[i] == p.ids[j]) return -(a(i, j) * share[i] + a(j, i) * share[j]);
     return std::exp(s(i, j) - lse[i]) * coefficient[i] + std::exp(s(i, j) - lse[j]) * coefficient[j];
   };
   std::vector<double> sums(kDomains * kDomains * 2, 0.0), expected_sums = sums;
-  for (const auto [i0, i1, j0, j1] : kRectangles) {
-    const int height = i1 - i0, width = j1 - j0;
+  for (const Rectangle& rectangle : kRectangles) {
+    const auto [i0, j0, height, width] = rectangle;
     std::vector<E> h(height * width * kBlock * kBlock, kUnwritten);
-    std::vector<float> parts(2 * height * width, NAN);
-    check_launch(uniclip_cuda_similarity_grad(operand, rows.data(), kPadded, p.ids.data(), p.tiles.data(),
-                                              p.temperature.data(), p.offset.data(), p.mask.data(), kDomains,
-                                              lse.data(), coefficient.data(), h.data(), parts.data(), i0, j0, height,
-                                              width, nullptr));
-    check_launch(uniclip_cuda_add_pair_sums(parts.data(), height, width, &p.tiles[i0 * 4], 1, 4, &p.tiles[j0 * 4], 4,
-                                            i0 == j0, kDomains, sums.data(), nullptr));
-    for (int i = i0 * kBlock; i < i1 * kBlock; ++i) {
-      for (int j = j0 * kBlock; j < j1 * kBlock; ++j) {
-        const bool negatives = p.ids[i] >= 0 && p.ids[j] >= 0 && p.ids[i] != p.ids[j];
-        const double value = negatives ? gradient(i, j) / p.temperature[p.domain(i) * kDomains + p.domain(j)] : 0;
-        near("H", to_float(h[(i - i0 * kBlock) * width * kBlock + j - j0 * kBlock]), value, 20);
+    const auto add_sums = [&](const std::vector<float>& parts) {
+      check_launch(uniclip_cuda_add_pair_sums(parts.data(), height, width, &p.tiles[i0].domain, 4, &p.tiles[j0].domain,
+                                              4, i0 == j0, kDomains, sums.data(), nullptr));
+    };
+    std::vector<float> of_negatives(2 * height * width, 0), of_positives = of_negatives;
+    check_launch(uniclip_cuda_similarity_grad(given, rectangle, lse.data(), coefficient.data(), h.data(),
+                                              of_negatives.data(), nullptr));
+    add_sums(of_negatives);
+    check_launch(uniclip_cuda_positives_grad(given, rectangle, p.spans.data(), p.weight.data(), lse.data(),
+                                             share.data(), kSlices, h.data(), of_positives.data(), nullptr));
+    add_sums(of_positives);
+    for (int i = i0 * kBlock; i < (i0 + height) * kBlock; ++i) {
+      for (int j = j0 * kBlock; j < (j0 + width) * kBlock; ++j) {
+        const double value = gradient(i, j);
+        const double tau = value == 0 ? 1 : p.temperature[p.domain(i) * kDomains + p.domain(j)];
+        near("H", to_float(h[(i - i0 * kBlock) * width * kBlock + j - j0 * kBlock]), value / tau, 20);
       }
     }
   }
-
-  std::vector<float> grad_rows(kSlots * kPadded, 0.f), ones(kSlots, 1.f), factor(1, 0.5f);
-  std::vector<float> positive_parts(2 * kSlots * kDomains, NAN);
-  check_launch(uniclip_cuda_positives_backward(operand, rows.data(), kSlots, kPadded, p.tiles.data(), p.runs.data(),
-                                               p.count.data(), p.temperature.data(), p.offset.data(), p.weight.data(),
-                                               kDomains, lse.data(), ones.data(), grad_rows.data(),
-                                               positive_parts.data(), nullptr));
-  check_launch(uniclip_cuda_add_pair_sums(positive_parts.data(), kSlots, kDomains, p.tiles.data(), kBlock, 4, nullptr,
-                                          0, false, kDomains, sums.data(), nullptr));
-  std::vector<double> expected_rows(kSlots * kPadded, 0.0);
   for (int i : filled) {
     for (int j : filled) {
       const int pair = p.domain(i) * kDomains + p.domain(j);
-      const double value = gradient(i, j);
-      if (i < j) expected_sums[pair * 2] += value;
-      if (i < j) expected_sums[pair * 2 + 1] += value * s(i, j);
-      if (p.ids[i] != p.ids[j]) continue;
-      for (int c = 0; c < kPadded; ++c) {
-        expected_rows[i * kPadded + c] += value / p.temperature[pair] * to_float(rows[j * kPadded + c]);
-      }
+      if (i < j) expected_sums[pair * 2] += gradient(i, j);
+      if (i < j) expected_sums[pair * 2 + 1] += gradient(i, j) * s(i, j);
     }
   }
   for (size_t k = 0; k < sums.size(); ++k) near("sums", sums[k], expected_sums[k], 100);
-  for (size_t k = 0; k < grad_rows.size(); ++k) near("grad_rows", grad_rows[k], expected_rows[k], 10);
 
+  std::vector<float> grad_rows(kSlots * kPadded), factor(1, 0.5f);
+  for (size_t k = 0; k < grad_rows.size(); ++k) grad_rows[k] = to_float(rows[(k * 31) % rows.size()]);
   std::vector<E> grad(kRows * kColumns, kUnwritten);
   check_launch(uniclip_cuda_scatter_rows(operand, grad_rows.data(), kPadded, p.z.data(), kColumns, 1, kColumns,
                                          p.slot.data(), kRows, inv_norm.data(), factor.data(), true, grad.data(),
@@ -232,34 +231,36 @@ void run_layout() {
   sort(position, unsorted);
   for (int t = 0; t < kAll; ++t) domain[t] = unsorted[position[t]];
   std::vector<int64_t> order(kSlots, -9), slot(kAll, -9);
-  std::vector<int> ids(kSlots, -9), tiles(kTiles * 4, -9), runs(kSlots * kDomains * 2, -9), count(kSlots, -9);
+  std::vector<int> ids(kSlots, -9);
+  std::vector<LayoutTile> tiles(kTiles);
+  std::vector<Span> spans(kTiles * kDomains, {-9, -9});
   check_launch(uniclip_cuda_layout(domain.data(), position.data(), row.data(), first.data(), end.data(), nullptr,
                                    p.mask.data(), kAll, kDomains, kSlots, order.data(), slot.data(), ids.data(),
-                                   tiles.data(), runs.data(), count.data(), nullptr));
+                                   tiles.data(), spans.data(), nullptr));
   for (int i = 0; i < kSlots; ++i) {
     check("order", order[i], p.order[i], 0);
-    check("count", count[i], p.count[i], 0);
     check("an empty slot", ids[i] < 0, p.ids[i] < 0, 0);
-    for (int k = 0; k < kDomains * 2; k += 2) {
-      const int *got = &runs[i * kDomains * 2 + k], *expected = &p.runs[i * kDomains * 2 + k];
-      check("length of a run", got[1] - got[0], expected[1] - expected[0], 0);
-      if (expected[1] > expected[0]) check("run", got[0], expected[0], 0);
-    }
   }
   for (int r = 0; r < kRows; ++r) check("slot", slot[r], p.slot[r], 0);
   check("slot of padding", slot[kRows], -1, 0);
   for (int t = 0; t < kTiles; ++t) {
-    check("domain of a tile", tiles[t * 4], p.tiles[t * 4], 0);
-    check("filled slots", tiles[t * 4 + 1], p.tiles[t * 4 + 1], 0);
-    if (kFilled[t] > 0) check("last sample", tiles[t * 4 + 3], ids[t * kBlock + kFilled[t] - 1], 0);
+    check("domain of a tile", tiles[t].domain, p.tiles[t].domain, 0);
+    check("filled slots", tiles[t].filled, p.tiles[t].filled, 0);
+    if (kFilled[t] > 0) check("last sample", tiles[t].last, ids[t * kBlock + kFilled[t] - 1], 0);
+  }
+  for (int k = 0; k < kTiles * kDomains; ++k) {
+    check("start of a span", spans[k].start, p.spans[k].start, 0);
+    check("end of a span", spans[k].end, p.spans[k].end, 0);
   }
 
+  domain_ids[kRows] = kDomains;  // of the row of padding, where it does not matter
   for (float worst : {1.f, 0.f, INFINITY}) {
     std::vector<float> temperature = p.temperature;
     temperature[3] = worst;
     bool valid = worst != 1;
     check_launch(uniclip_cuda_check_values(temperature.data(), p.offset.data(), p.weight.data(), p.mask.data(),
-                                           kDomains, domain_ids.data(), 1, kAll, kDomains, &valid, 1, nullptr));
+                                           kDomains, sample.data(), 1, domain_ids.data(), 1, kAll, kDomains, &valid, 1,
+                                           nullptr));
     check("valid", valid, worst == 1, 0);
   }
 }

@@ -42,6 +42,7 @@ T __shfl_xor_sync(unsigned mask, T value, int other, emulation::Where where = em
   return result;
 }
 
+inline float __fdividef(float x, float y) { return x / y; }
 inline float __int_as_float(int bits) { return std::bit_cast<float>(bits); }
 template <class T>
 T min(T a, T b) {
@@ -55,21 +56,13 @@ T max(T a, T b) {
 namespace emulation {
 
 struct Argument {
-  uint64_t bits;
-  int32_t bytes, is_pointer;
+  const void* value;
+  int64_t bytes;
 };
 // If set, launches go here instead of being executed: the tests then run the compiled PTX of the kernel of this name.
 using LaunchHook = void (*)(const char* kernel, int64_t blocks, int threads, int64_t shared_bytes, int argument_count,
                             const Argument* arguments);
 inline LaunchHook launch_hook = nullptr;
-
-template <class T>
-Argument argument(const T& value) {
-  static_assert(std::is_trivially_copyable_v<T> && sizeof(T) <= 8);
-  Argument out{0, sizeof(T), std::is_pointer_v<T>};
-  std::memcpy(&out.bits, &value, sizeof(T));
-  return out;
-}
 
 }  // namespace emulation
 
@@ -101,7 +94,7 @@ cudaError_t launch(void (*kernel)(Parameters...), int64_t blocks, int threads, s
   }
   std::apply(
       [&](const auto&... each) {
-        const emulation::Argument list[] = {emulation::argument(each)...};
+        const emulation::Argument list[] = {{&each, sizeof(each)}...};
         emulation::launch_hook(symbol.dli_sname, blocks, threads, shared_bytes, sizeof...(each), list);
       },
       values);

@@ -18,7 +18,8 @@ from .syntax import Kernel, Parameter
 
 _LANES_AT_ONCE = 2048  # threads executed together: enough to hide Python's overhead, few enough for the caches
 
-Argument = torch.Tensor | np.ndarray | int | float | bytes
+Array = torch.Tensor | np.ndarray
+Argument = Array | int | float | bytes | tuple[Array | bytes, ...]
 
 
 def run(
@@ -34,7 +35,8 @@ def run(
 
     `entry` is the kernel's (mangled) name; `shared_bytes` counts dynamic shared memory only. A tensor stands for a
     pointer to its first element and may reach all of its storage; a numpy array must be contiguous. Stores change both
-    in place. bytes stand for a struct passed by value. `check=False` leaves out the search for data races.
+    in place. bytes stand for a struct passed by value, a tuple of them and of buffers for one that holds pointers.
+    `check=False` leaves out the search for data races.
 
     Raises PTXError if the text cannot be executed, or the kernel does what the package's docstring lists.
     """
@@ -79,18 +81,25 @@ def _encode_arguments(memory: GlobalMemory, kernel: Kernel, args: list[Argument]
     if len(args) != len(kernel.parameters):
         raise PTXError(f"kernel {kernel.name} has {len(kernel.parameters)} parameters, not {len(args)}")
     mapped: dict[int, int] = {}  # address of a buffer in host memory -> on the device
+
+    def address(name: str, buffer: Array) -> int:
+        start, content, offset = _buffer(buffer)
+        if start not in mapped:
+            mapped[start] = memory.map(f"the buffer of {name}", content)
+        return mapped[start] + offset
+
     encoded = {}
     for parameter, argument in zip(kernel.parameters, args, strict=True):
-        if isinstance(argument, torch.Tensor | np.ndarray):
-            start, content, offset = _buffer(argument)
-            if start not in mapped:
-                mapped[start] = memory.map(f"the buffer of {parameter.name}", content)
-            argument = mapped[start] + offset
+        if isinstance(argument, Array):
+            argument = address(parameter.name, argument)
+        elif isinstance(argument, tuple):
+            parts = (a if isinstance(a, bytes) else address(parameter.name, a).to_bytes(8, "little") for a in argument)
+            argument = b"".join(parts)
         encoded[parameter.name] = _encode(parameter, argument)
     return encoded
 
 
-def _buffer(argument: torch.Tensor | np.ndarray) -> tuple[int, np.ndarray, int]:
+def _buffer(argument: Array) -> tuple[int, np.ndarray, int]:
     """Where a buffer starts in host memory, its bytes, and where in it the argument points to."""
     if isinstance(argument, torch.Tensor):
         storage = argument.untyped_storage()
