@@ -31,7 +31,7 @@ test: lint
 # Another torch than that of `make install`, with the newest NumPy that the interpreter of Triton 3.6 works with.
 TORCH ?= 2.11.0
 OTHER := .venv-torch-$(TORCH)
-OTHER_TESTS := mp_nce domain_similarity modules inputs citizenship reference random info stable_abi triton_interpreted triton_static
+OTHER_TESTS := mp_nce domain_similarity modules inputs citizenship compile reference random info stable_abi triton_interpreted triton_static
 RETURN_TESTS := domain_similarity modules inputs stable_abi
 
 $(OTHER)/installed: $(BIN)/python

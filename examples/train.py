@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from torch import Tensor
 from tqdm import tqdm
 from uniclip import checkpoint, files, plots, sources
 from uniclip.metrics import RECALLS, Metrics, peak_memory_bytes
@@ -98,16 +97,11 @@ def epoch_row(trainer: Trainer, held_out: HeldOut, options: argparse.Namespace) 
         "step": trainer.step,
         "loss": sums["loss"] / trainer.steps_an_epoch,
         **measured,
-        "temperature": symmetric(trainer.loss.temperature),
-        "offset": symmetric(trainer.loss.offset),
+        "temperature": trainer.loss.temperature.tolist(),
+        "offset": trainer.loss.offsets.tolist(),
         **{name: sums[name] for name in ("seconds_encoders", "seconds_loss", "seconds_optimizer")},
         "peak_memory_bytes": peak_memory_bytes(options.device),
     }
-
-
-def symmetric(table: Tensor) -> list[list[float]]:
-    """A (K, K) table of which only the upper triangle counts, as lists."""
-    return (table.triu() + table.triu(1).T).tolist()
 
 
 def progress(trainer: Trainer) -> tqdm:

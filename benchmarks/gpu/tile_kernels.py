@@ -8,6 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
+from uniclip_kernels._backend import Strip
 from uniclip_kernels._layout import Known, Rectangle
 from uniclip_kernels._problem import Problem
 from uniclip_kernels.triton import TritonBackend, tuning
@@ -35,10 +36,10 @@ class TileKernels:
         side = self.side = tiles * backend.block
         ids = torch.arange(2 * side, device=device)
         layout = backend.sort_rows(ids, ids // side, 2, None, [side, side])
-        rows, _ = backend.gather_rows(torch.randn(2 * side, d, device=device).to(dtype), layout.order, True)
+        rows, inv_norm = backend.gather_rows(torch.randn(2 * side, d, device=device).to(dtype), layout.order, True)
         tables = ([[0.07, 0.06], [0.06, 0.08]], [[0.1, 0.02], [0.02, 0.05]], [[1.0, 1.0], [1.0, 1.0]])
         tables = [torch.tensor(table, device=device) for table in tables]
-        self.problem = Problem(rows, layout, *tables, None, Known([side, side], None))
+        self.problem = Problem(rows, inv_norm, layout, *tables, None, Known([side, side], None))
         self.rectangle = Rectangle(0, side, side, 2 * side)
         self.sums = torch.zeros(2, 2, 2, dtype=torch.float64, device=device)
         self.work = rows.new_empty(side, side)
@@ -63,14 +64,14 @@ class TileKernels:
     def _lse(self, backend: TritonBackend, check: bool = False) -> list[Tensor]:
         if check:
             self.running.fill_(-torch.inf)
-        backend.similarity_lse(self.problem, self.rectangle, self.running, None)
+        backend.similarity_lse(self.problem, Strip(self.rectangle, None), self.running)
         if check:
             _close("lse", self.running, self.lse, _LSE_TOLERANCE)
         return []
 
     def _grad(self, backend: TritonBackend, check: bool = False) -> list[Tensor]:
-        arguments = self.lse, self.coefficient, None, self.sums, self.work
-        h, _ = backend.similarity_grad(self.problem, self.rectangle, *arguments)
+        h = self.work
+        backend.negatives_grad(self.problem, self.rectangle, self.lse, self.coefficient, h, self.sums)
         if check:
             s = self._similarities(0)
             of_rows, of_columns = slice(0, len(s)), slice(self.side, 2 * self.side)

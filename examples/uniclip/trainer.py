@@ -133,8 +133,8 @@ def warm_up_cosine(step: int, steps: int) -> float:
 
 
 def _adamw(model: nn.Module, loss: nn.Module) -> torch.optim.AdamW:
-    """AdamW that decays matrices and kernels, but neither biases and norms nor temperature and offset."""
-    decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1] + list(loss.parameters())
+    """AdamW that decays matrices and kernels, but neither biases and norms nor temperatures and offsets."""
+    parameters = [*model.parameters(), *loss.parameters()]
+    decayed, others = ([p for p in parameters if (p.ndim > 1) == matrices] for matrices in (True, False))
     groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98), fused=True)
