@@ -24,15 +24,32 @@ def test_is_the_function_with_its_own_tables():
     )
 
 
-def test_learns_its_upper_triangles():
-    criterion = MPNCELoss()
-    criterion(*rows()).backward()
-    for grad in (criterion.log_temperature.grad, criterion.offset.grad):
-        assert grad[1, 0] == 0
-        assert (grad.triu()[[0, 0, 1], [0, 1, 1]] != 0).all()
+def test_learns_one_number_for_each_pair_of_domains():
+    criterion = MPNCELoss(3)
+    inputs = rows()
+    criterion(*inputs).backward()
+    tables = [criterion.temperature.detach().requires_grad_(), criterion.offsets.detach().requires_grad_()]
+    mp_nce(*inputs, temperature=tables[0], offset=tables[1]).backward()
+    upper = torch.ones(3, 3).triu().bool()
+    torch.testing.assert_close(criterion.log_temperature.grad, (tables[0].grad * tables[0])[upper].detach())
+    torch.testing.assert_close(criterion.offset.grad, tables[1].grad[upper])
+    assert (criterion.log_temperature.grad[[0, 1, 3]] != 0).all()
     frozen = MPNCELoss(learnable=False)
     assert list(frozen.parameters()) == []
     assert set(frozen.state_dict()) == {"log_temperature", "offset", "weight"}
+
+
+def test_shows_the_tables_that_it_uses():
+    criterion = MPNCELoss(3, temperature=torch.rand(3, 3) + 0.1, offset=torch.randn(3, 3))
+    optimizer = torch.optim.Adam(criterion.parameters(), lr=0.1)
+    for _ in range(5):
+        optimizer.zero_grad()
+        criterion(*rows()).backward()
+        optimizer.step()
+    for table in (criterion.temperature, criterion.offsets):
+        assert torch.equal(table, table.T)
+    inputs = rows()
+    assert torch.equal(criterion(*inputs), mp_nce(*inputs, temperature=criterion.temperature, offset=criterion.offsets))
 
 
 def test_a_learnable_temperature_stays_above_its_floor_and_can_come_back():

@@ -29,7 +29,9 @@ def kept(tensor: Tensor) -> tuple | None:
 
 def is_traced(tensor: Tensor) -> bool:
     """Whether it stands for other values, or does not count how often it was written to."""
-    if torch.compiler.is_compiling():
-        return True
-    tracing = torch.jit.is_tracing() or _get_current_dispatch_mode() is not None
-    return tracing or type(tensor) is not Tensor or tensor.is_inference()
+    return is_tracing() or type(tensor) is not Tensor or tensor.is_inference()
+
+
+def is_tracing() -> bool:
+    """Whether tensors that are made now may be no real ones."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing() or _get_current_dispatch_mode() is not None

@@ -1,8 +1,8 @@
 """Rows sorted by (domain, sample), each domain starting on a tile boundary, and the walk over unordered pairs of panels.
 
-After this every tile has one domain pair, the positives of a row lie in at most K contiguous runs, and only tiles whose id
-ranges meet can hold positives. All of it is computed on the device of the rows; shapes depend on what the host knows without
-waiting for the device: M, K, and how many rows each domain has where the caller could tell (``Known``).
+After this every pair of tiles has one pair of domains, and only tiles whose ranges of sample numbers meet can hold positives.
+All of it is computed on the device of the rows; shapes depend on what the host knows without waiting for the device: M, K, and
+how many rows each domain has where the caller could tell.
 """
 
 from __future__ import annotations
@@ -10,19 +10,16 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from ._rows import Rows
+
+FEW_DOMAINS = 16  # so many always get tiles of their own
 ROOM = "uniclip_kernels: domain_ids hold other domains than when stack_views made them"
-
-
-class Known(NamedTuple):
-    """What the host knows of the domains; None where only the device does."""
-
-    sizes: Sequence[int] | None  # K: rows of each domain, padding among them
-    allowed: Sequence[bool] | None  # K * K: the domain mask, row by row
 
 
 class Layout(NamedTuple):
@@ -32,19 +29,25 @@ class Layout(NamedTuple):
     slot: Tensor  # (M,) int64: slot of each input row, -1 for padding rows
     ids: Tensor  # (R,) int32: dense sample number of each slot, ascending within a domain, -1 for an empty slot
     tiles: Tensor  # (R / block, 4) int32: domain (-1: empty tile), filled slots, first and last sample number
-    runs: Tensor  # (R, K, 2) int32: slots [start, end) of the same sample in each domain that the mask leaves
-    count: Tensor  # (R,) int32: |P_i|, the number of positives
+    spans: Tensor  # (R / block, K, 2) int32: tiles [start, end) that may hold positives of a tile, by domain
+    groups: Tensor  # (R,) int32: exclusion group of each slot, ascending within a domain, -1 where empty; or (0,)
+
+    def group_tiles(self, block: int) -> Tensor:
+        """As ``tiles``, with the first and last group."""
+        domain, filled = self.tiles[:, 0], self.tiles[:, 1]
+        first = torch.arange(0, len(self.ids), block, device=self.ids.device)
+        return torch.stack([domain, filled, self.groups[first], self.groups[first + (filled - 1).clamp(min=0)]], -1)
 
 
-def empty_layout(m: int, num_domains: int, slots: int, block: int, like: Tensor) -> Layout:
-    """Room for a layout on the device of ``like``."""
+def empty_layout(n: int, num_domains: int, slots: int, block: int, like: Tensor, grouped: bool) -> Layout:
+    """Room for a layout of n rows on the device of ``like``."""
     return Layout(
         order=like.new_empty(slots, dtype=torch.int64),
-        slot=like.new_empty(m, dtype=torch.int64),
+        slot=like.new_empty(n, dtype=torch.int64),
         ids=like.new_empty(slots, dtype=torch.int32),
         tiles=like.new_empty(slots // block, 4, dtype=torch.int32),
-        runs=like.new_empty(slots, num_domains, 2, dtype=torch.int32),
-        count=like.new_empty(slots, dtype=torch.int32),
+        spans=like.new_empty(slots // block, num_domains, 2, dtype=torch.int32),
+        groups=like.new_empty(slots if grouped else 0, dtype=torch.int32),
     )
 
 
@@ -61,16 +64,43 @@ class Rectangle(NamedTuple):
         return self.i0 == self.j0
 
 
+def domains_apart(m: int, num_domains: int, block: int) -> bool:
+    """Whether each domain gets tiles of its own: not where padding them would more than double the work."""
+    return num_domains <= max(FEW_DOMAINS, m // block // 2)
+
+
 def padded_rows(m: int, num_domains: int, block: int, sizes: Sequence[int] | None = None) -> int:
-    """Slots enough for that many rows in each domain, or for any split of m rows over the domains."""
-    if sizes is None:
-        return (m // block + num_domains) * block
-    return sum((size + block - 1) // block for size in sizes) * block
+    """Slots enough for that many rows in each domain, or for any split of m rows over the domains.
+
+    m may be symbolic: one formula serves both answers of ``domains_apart``, which a graph for every m must not ask; and whether
+    there is more than one tile, which decides on strides, is known.
+    """
+    if sizes is not None:
+        return sum((size + block - 1) // block for size in sizes) * block
+    if num_domains <= FEW_DOMAINS:
+        return (m // block + max(num_domains, 2)) * block
+    return (m // block + torch.sym_min(num_domains, torch.sym_max(FEW_DOMAINS, m // block // 2))) * block
 
 
-def starts_of(sizes: Sequence[int] | None, block: int, device: torch.device) -> Tensor | None:
-    """(K + 1,) int64: first slot of each domain, and the number of slots; None where these follow from the rows alone."""
-    return _starts(tuple(sizes), block, device) if sizes is not None and any(sizes[1:]) else None
+def starts_of(
+    rows: Rows, num_domains: int, sizes: Sequence[int] | None, own_slots: int, slots: int, block: int
+) -> Tensor | None:
+    """First slot of each domain, and the number of slots, int64; None where these follow from the rows alone.
+
+    ``num_domains`` and the sizes are those of own rows; the domains of candidates start behind all their slots.
+    """
+    device = rows.z.device
+    known = _starts(tuple(sizes), block, device) if sizes is not None and any(sizes[1:]) else None
+    if rows.own == rows.z.shape[0]:
+        return known
+    domains = rows.domain_ids.masked_fill(rows.sample_ids < 0, 2 * num_domains).sort().values
+    filled = torch.searchsorted(domains, torch.arange(2 * num_domains + 1, device=device)).diff()
+    whole = (filled + block - 1) // block * block
+    before = (whole.view(2, num_domains).cumsum(1) - whole.view(2, num_domains)).add_(
+        whole.new_tensor([[0], [own_slots]])
+    )
+    own = before[0] if known is None else known[:-1]
+    return torch.cat([own, before[1], whole.new_full((1,), slots)])
 
 
 @functools.cache  # made once, since it is copied from the host; never dropped, since CUDA graphs may read it
@@ -80,11 +110,11 @@ def _starts(sizes: tuple[int, ...], block: int, device: torch.device) -> Tensor:
         return (tiles.cumsum(0) * block).to(device)
 
 
-def assert_room(starts: Tensor, domain: Tensor) -> None:
-    """That the rows of each domain, as ``domain`` (M,) ascending tells, fit between its starts: ids may have been written to
-    in ways that the host does not see. On a GPU it is asserted there."""
-    edges = torch.arange(len(starts), dtype=domain.dtype, device=domain.device)
-    filled = torch.searchsorted(domain, edges).diff()
+def assert_room(starts: Tensor, filled: Tensor) -> None:
+    """That the rows of each domain fit between its starts: ids may have been written to in ways that the host does not see.
+
+    On a GPU it is asserted there.
+    """
     torch._assert_async((filled <= starts.diff()).all(), ROOM)
 
 
@@ -94,29 +124,30 @@ def sort_rows(
     num_domains: int,
     domain_mask: Tensor | None,
     block: int,
-    sizes: Sequence[int] | None = None,
+    slots: int,
+    starts: Tensor | None,
 ) -> Layout:
-    """The layout of (M,) ids; ``domain_ids`` None puts every row into domain 0, ``sizes`` are those of ``Known``."""
+    """The layout of (N,) int64 ids in so many slots; ``domain_ids`` None puts every row into domain 0."""
     m, device = sample_ids.shape[0], sample_ids.device
-    rows = padded_rows(m, num_domains, block, sizes)
+    rows = slots
     every_domain = torch.arange(num_domains, device=device)
 
     # Dense sample numbers, then one key domain * M + number, behind all of which the padding rows sort.
-    by_sample, row = torch.sort(sample_ids.long(), stable=True)
+    by_sample, row = torch.sort(sample_ids, stable=True)
     number = torch.zeros_like(by_sample)
     number[1:] = (by_sample[1:] != by_sample[:-1]).cumsum(0)
-    key = number if domain_ids is None else number + domain_ids.long()[row] * m
+    key = number if domain_ids is None else number + domain_ids[row] * m
     key, position = torch.where(by_sample < 0, num_domains * m, key).sort(stable=True)
     row = row[position]
 
     # Where each domain starts among the sorted rows and, rounded up to tiles, among the slots.
     bounds = torch.searchsorted(key, torch.arange(num_domains + 1, device=device) * m)
     filled = bounds.diff()
-    start = starts_of(sizes, block, device)
+    start = starts
     if start is None:
         start = torch.cat([bounds.new_zeros(1), ((filled + block - 1) // block * block).cumsum(0)])
     else:
-        torch._assert_async((filled <= start.diff()).all(), ROOM)
+        assert_room(start, filled)
     domain = torch.div(key, max(m, 1), rounding_mode="floor")
     present = domain < num_domains
     domain = domain.clamp(max=num_domains - 1)
@@ -133,24 +164,23 @@ def sort_rows(
     number = (key - domain * m).int()
     ids = spread(number, -1)
 
-    # Runs of equal keys: the positives of a row, domain by domain.
-    wanted = number.long()[:, None] + every_domain * m
-    edges = torch.stack([torch.searchsorted(key, wanted), torch.searchsorted(key, wanted, right=True)], -1)
-    edges += (start[:-1] - bounds[:-1])[:, None]
-    if domain_mask is not None:
-        edges[..., 1] = torch.where(domain_mask[domain], edges[..., 1], edges[..., 0])
-    length = edges[..., 1] - edges[..., 0]
-    has_itself = length.gather(1, domain[:, None])[:, 0] > 0
-    runs = spread(edges.int(), 0)
-    count = spread((length.sum(1) - has_itself.long()).int(), 0)
-
     first_slot = torch.arange(0, rows, block, device=device)
     tile_domain = (torch.searchsorted(start, first_slot, right=True) - 1).clamp(max=num_domains - 1)
     tile_filled = (filled[tile_domain] + start[tile_domain] - first_slot).clamp(0, block)
     tile_domain = torch.where(tile_filled > 0, tile_domain, -1)
-    last = ids[first_slot + (tile_filled - 1).clamp(min=0)]
-    tiles = torch.stack([tile_domain.int(), tile_filled.int(), ids[first_slot], last], -1)
-    return Layout(order, slot, ids, tiles, runs, count)
+    first, last = ids[first_slot], ids[first_slot + (tile_filled - 1).clamp(min=0)]
+    tiles = torch.stack([tile_domain.int(), tile_filled.int(), first, last], -1)
+
+    # Slots of the samples of a tile, domain by domain.
+    begin = torch.searchsorted(key, first.long()[:, None] + every_domain * m)
+    end = torch.searchsorted(key, last.long()[:, None] + every_domain * m, right=True)
+    wanted = (tile_domain >= 0)[:, None] & (begin < end)
+    if domain_mask is not None:
+        wanted &= domain_mask[tile_domain.clamp(min=0)]
+    gap = start[:-1] - bounds[:-1]
+    spans = torch.stack([(begin + gap) // block, (end + gap + block - 1) // block], -1)
+    spans = torch.where(wanted[..., None], spans, 0).int()
+    return Layout(order, slot, ids, tiles, spans, ids.new_empty(0))
 
 
 class Panel(NamedTuple):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from . import _extension
-from ._backend import Backend
-from ._layout import Rectangle
-from ._problem import Problem
+from ._backend import Backend, Strip
+from ._problem import Groups, Negatives, Positives, Problem, Terms
 
 _C = _extension.load("_C")
 _ops = torch.ops.uniclip_kernels
@@ -18,11 +19,10 @@ for _name in (
     "gather_rows",
     "scatter_rows",
     "similarity_lse",
+    "positives_forward",
     "similarity_grad",
     "pack_rows",
     "accumulate",
-    "positives_forward",
-    "positives_backward",
     "similarity_matrix",
     "similarity_matrix_grad",
 ):
@@ -66,22 +66,25 @@ class CPUBackend(Backend):
     def workspace(self, rows: Tensor, side: int) -> Tensor:
         return rows.new_empty(2, side, side + self.block)  # H and its transpose
 
-    def similarity_lse(self, problem: Problem, rectangle: Rectangle, lse: Tensor, kept: Tensor | None) -> None:
-        _ops.cpu_similarity_lse(*_similarities(problem), *rectangle, lse, _or_empty(kept, lse))
+    def negatives_forward(self, problem: Problem, strip: Strip, negatives: Negatives) -> None:
+        lse = negatives.total
+        _ops.cpu_similarity_lse(*_similarities(problem, problem.excluded), *strip.rectangle, lse, _or_empty(strip.dots, lse))
+
+    def positives_forward(self, problem: Problem, strips: Sequence[Strip], base: Tensor) -> Positives:
+        loss, slope, count = torch.zeros_like(base), torch.zeros_like(base), torch.zeros_like(base, dtype=torch.int32)
+        tensors = *_similarities(problem, problem.same), problem.tables.weight, base
+        for rectangle, dots in strips:
+            _ops.cpu_positives_forward(*tensors, *rectangle, _or_empty(dots, base), loss, slope, count)
+        return Positives(loss, slope, base.new_empty(0), count)
 
     def similarity_grad(
-        self,
-        problem: Problem,
-        rectangle: Rectangle,
-        lse: Tensor,
-        coefficient: Tensor,
-        kept: Tensor | None,
-        sums: Tensor,
-        work: Tensor,
+        self, problem: Problem, strip: Strip, terms: Terms, sums: Tensor, work: Tensor
     ) -> tuple[Tensor, Tensor]:
         h, h_transposed = work
-        out = sums, h, h if rectangle.diagonal else h_transposed
-        _ops.cpu_similarity_grad(*_similarities(problem), lse, coefficient, *rectangle, _or_empty(kept, lse), *out)
+        pairs = *_similarities(problem, problem.excluded), problem.same.ids, problem.tables.weight
+        tensors = *pairs, terms.lse, terms.coefficient, terms.share
+        out = sums, h, h if strip.rectangle.diagonal else h_transposed
+        _ops.cpu_similarity_grad(*tensors, *strip.rectangle, _or_empty(strip.dots, terms.lse), *out)
         return h, h_transposed
 
     def pack_rows(self, rows: Tensor) -> Tensor:
@@ -95,16 +98,6 @@ class CPUBackend(Backend):
 
     def accumulate(self, out: Tensor, a: Tensor, b: Tensor) -> None:
         _ops.cpu_accumulate(out, a, b)
-
-    def positives_forward(self, problem: Problem, lse: Tensor) -> tuple[Tensor, Tensor]:
-        loss, coefficient = torch.empty_like(lse), torch.empty_like(lse)
-        _ops.cpu_positives_forward(*_positives(problem), lse, loss, coefficient)
-        return loss, coefficient
-
-    def positives_backward(
-        self, problem: Problem, lse: Tensor, scale: Tensor, grad_rows: Tensor | None, sums: Tensor
-    ) -> None:
-        _ops.cpu_positives_backward(*_positives(problem), lse, scale, _or_empty(grad_rows, lse), sums)
 
     def similarity_matrix(
         self, x: Tensor, y: Tensor, x_domains: Tensor, y_domains: Tensor, temperature: Tensor, offset: Tensor
@@ -137,22 +130,8 @@ def _accumulator(rows: Tensor) -> torch.dtype:
     return torch.float64 if rows.dtype == torch.float64 else torch.float32
 
 
-def _similarities(problem: Problem) -> tuple[Tensor, ...]:
-    layout = problem.layout
-    return problem.rows, layout.ids, layout.tiles, problem.temperature, problem.offset
-
-
-def _positives(problem: Problem) -> tuple[Tensor, ...]:
-    layout = problem.layout
-    return (
-        problem.rows,
-        layout.tiles,
-        layout.runs,
-        layout.count,
-        problem.temperature,
-        problem.offset,
-        problem.weight,
-    )
+def _similarities(problem: Problem, groups: Groups) -> tuple[Tensor, ...]:
+    return problem.rows, *groups, problem.tables.temperature, problem.tables.offset
 
 
 BACKEND = CPUBackend()

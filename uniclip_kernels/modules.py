@@ -1,39 +1,62 @@
-"""The loss as a module that owns its learnable temperatures and offsets."""
+"""The objectives as modules that own their learnable temperatures and offsets."""
 
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import _known
 from ._backend import check_backend
-from ._checks import check_reduction, check_tables_now
-from .functional import mp_nce
+from ._checks import (
+    check_flag,
+    check_reduction,
+    check_table_type,
+    check_tables_now,
+    has_values,
+    is_integer,
+    is_number,
+)
+from ._contrastive import contrastive
+from ._tables import flat_of, symmetric_of
 
 
-class MPNCELoss(nn.Module):
-    """MP-NCE with one learnable temperature and offset for each pair of domains.
+class _Loss(nn.Module):
+    """An objective with one learnable temperature and offset for each pair of domains.
+
+    Rows whose sample id is negative are padding: they are in no set and get gradient 0. Make ids of 64-bit hashes
+    non-negative first: ``ids & (2**63 - 1)``.
 
     Args:
         num_domains: K, the number of domains (2 for image and text).
-        temperature: initial τ, a float or a (K, K) tensor; of a tensor only the upper triangle is read.
-        offset: initial b, a float or a (K, K) tensor; likewise.
-        weight: w[anchor domain, positive domain], a float or a (K, K) tensor. A buffer, not learned.
+        temperature: initial τ, a number, a tensor of one element or (K, K); of that only the upper triangle is read.
+        offset: initial b; likewise.
+        weight: w[anchor domain, positive domain], a number, a tensor of one element or (K, K). A buffer, not learned.
         domain_mask: (K, K) bool, symmetric; False drops a pair of domains from positives and negatives.
         learnable: True makes ``log_temperature`` and ``offset`` Parameters, False makes them buffers.
         min_temperature: a learnable temperature never goes below this in use. 0.01 is CLIP's logit scale of 100.
+        normalize: divide each row by max(norm, 1e-12) first.
         reduction: "mean" over anchors that have a positive, "sum" or "none".
         backend: name of a backend, or None for the best one usable.
 
     Attributes:
-        log_temperature: (K, K) float32, the logarithm of τ before the floor.
-        offset: (K, K) float32.
+        log_temperature: (K (K + 1) / 2,) float32, the logarithm of τ before the floor: the upper triangle, row by row.
+        offset: (K (K + 1) / 2,) float32, likewise. Both have one dimension, so that the usual rules leave them out of weight
+            decay, which would pull them to 0; and both stay float32 under ``.half()`` and ``.bfloat16()``, in which the steps of
+            an optimizer would be rounded away.
+        weight: (K, K) float32.
+        domain_mask: (K, K) uint8, or None.
     """
 
+    _objective: str
     log_temperature: Tensor
     offset: Tensor
+    weight: Tensor
+    domain_mask: Tensor | None
 
     def __init__(
         self,
@@ -45,84 +68,190 @@ class MPNCELoss(nn.Module):
         domain_mask: Tensor | None = None,
         learnable: bool = True,
         min_temperature: float = 0.01,
+        normalize: bool = True,
         reduction: str = "mean",
         backend: str | None = None,
     ) -> None:
         super().__init__()
+        if not is_integer(num_domains):
+            raise TypeError(f"num_domains must be an integer, got {num_domains!r}")
         if num_domains < 1:
             raise ValueError(f"num_domains must be at least 1, got {num_domains}")
+        if not is_number(min_temperature):
+            raise TypeError(f"min_temperature must be a number, got {type(min_temperature).__name__}")
         if not (min_temperature > 0 and math.isfinite(min_temperature)):
             raise ValueError(f"min_temperature must be positive and finite, got {min_temperature}")
+        check_flag("learnable", learnable)
+        check_flag("normalize", normalize)
         check_reduction(reduction)
         check_backend(backend)
         tables = {"temperature": temperature, "offset": offset, "weight": weight}
         tau, b, w = (_table(name, value, num_domains) for name, value in tables.items())
-        mask = None if domain_mask is None else torch.as_tensor(domain_mask).clone()
-        if mask is not None and (mask.dtype != torch.bool or mask.shape != tau.shape):
-            raise ValueError(
-                f"domain_mask must be a bool tensor of shape {tuple(tau.shape)}, got {mask.dtype} of {tuple(mask.shape)}"
-            )
-        if not tau.is_meta:  # where there are no values yet
-            check_tables_now(tau, b, w, mask)
-            if learnable and (tau < min_temperature).any():
+        if domain_mask is not None:
+            check_table_type("domain_mask", domain_mask)
+            if domain_mask.shape != w.shape:
+                raise ValueError(f"domain_mask must have shape {tuple(w.shape)}, got {tuple(domain_mask.shape)}")
+        if has_values(tau):
+            check_tables_now(tau, b, w, domain_mask)
+            if learnable and (tau.triu() + tau.new_full(tau.shape, min_temperature).tril(-1) < min_temperature).any():
                 raise ValueError(f"temperature must be at least min_temperature={min_temperature}, got {temperature}")
-        self.num_domains = num_domains
+        self.num_domains = int(num_domains)
         self.learnable = learnable
-        self.min_temperature = min_temperature
+        self.min_temperature = float(min_temperature)
+        self.normalize = normalize
         self.reduction = reduction
         self.backend = backend
-        for name, value in (("log_temperature", tau.log()), ("offset", b)):
+        self._warned = False
+        for name, value in (("log_temperature", flat_of(tau).log()), ("offset", flat_of(b))):
             if learnable:
                 self.register_parameter(name, nn.Parameter(value))
             else:
                 self.register_buffer(name, value)
         self.register_buffer("weight", w)
-        self.register_buffer("domain_mask", mask)
+        # In integers, since AveragedModel takes averages of buffers.
+        self.register_buffer("domain_mask", None if domain_mask is None else domain_mask.to(torch.uint8, copy=True))
 
     @property
     def temperature(self) -> Tensor:
-        """(K, K) τ as used by the loss: exp(log_temperature), not below ``min_temperature`` when learnable."""
+        """(K, K) τ as used by the loss, symmetric: exp(log_temperature), not below ``min_temperature`` when learnable."""
         tau = self.log_temperature.exp()
-        return _Floor.apply(tau, self.min_temperature) if self.learnable else tau
+        if self.learnable:
+            tau = _Floor.apply(tau, tau.detach().clamp(min=self.min_temperature))
+        return symmetric_of(tau, self.num_domains)
 
-    def forward(self, embeddings: Tensor, sample_ids: Tensor, domain_ids: Tensor | None = None) -> Tensor:
+    @property
+    def offsets(self) -> Tensor:
+        """(K, K) b as used by the loss, symmetric."""
+        return symmetric_of(self.offset, self.num_domains)
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        sample_ids: Tensor,
+        domain_ids: Tensor | None = None,
+        *,
+        exclude_ids: Tensor | None = None,
+        anchor_weight: Tensor | None = None,
+        candidates: Tensor | None = None,
+        candidate_sample_ids: Tensor | None = None,
+        candidate_domain_ids: Tensor | None = None,
+        candidate_exclude_ids: Tensor | None = None,
+    ) -> Tensor:
         """The loss of (M, D) ``embeddings``; see :func:`uniclip_kernels.mp_nce`."""
-        mask = self.domain_mask
-        unknown = mask is not None and mask.is_cuda and not _known.is_traced(mask) and _known.kept(mask) is None
-        if unknown and not torch.cuda.is_current_stream_capturing():
-            _known.keep(mask, tuple(mask.flatten().tolist()))  # waits for the device, once for each mask
-        return mp_nce(
+        self._warn_of_padding(sample_ids)
+        return contrastive(
+            self._objective,
             embeddings,
             sample_ids,
             domain_ids,
             temperature=self.temperature,
-            offset=self.offset,
+            offset=self.offsets,
             weight=self.weight,
-            domain_mask=self.domain_mask,
+            domain_mask=self._mask(),
+            exclude_ids=exclude_ids,
+            anchor_weight=anchor_weight,
+            candidates=candidates,
+            candidate_sample_ids=candidate_sample_ids,
+            candidate_domain_ids=candidate_domain_ids,
+            candidate_exclude_ids=candidate_exclude_ids,
+            normalize=self.normalize,
             reduction=self.reduction,
             backend=self.backend,
         )
 
+    def _mask(self) -> Tensor | None:
+        stored = self.domain_mask
+        if stored is None:
+            return None
+        mask = stored.view(torch.bool)
+        if mask.is_cuda and not _known.is_traced(stored):
+            if _known.kept(stored) is None and not torch.cuda.is_current_stream_capturing():
+                _known.keep(stored, tuple(mask.flatten().tolist()))  # waits for the device, once for each mask
+            if (values := _known.kept(stored)) is not None:
+                _known.keep(mask, values)
+        return mask
+
+    def _warn_of_padding(self, sample_ids: Tensor) -> None:
+        """Where that can be seen without waiting for a device."""
+        if self._warned or torch.compiler.is_compiling() or not isinstance(sample_ids, Tensor):
+            return
+        if sample_ids.device.type == "cpu" and has_values(sample_ids) and sample_ids.numel() and (sample_ids < 0).all():
+            self._warned = True
+            warnings.warn(
+                "every sample id of the batch is negative, which means padding: the loss is 0. Make ids of 64-bit hashes "
+                "non-negative first: ids & (2**63 - 1)",
+                stacklevel=4,
+            )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Loss:
+        """Casts to 16 bits leave the tables float32."""
+
+        def wide(tensor: Tensor) -> Tensor:
+            out = fn(tensor)
+            narrowed = out.is_floating_point() and out.element_size() < min(4, tensor.element_size())
+            return tensor.to(out.device) if narrowed else out
+
+        return super()._apply(wide, recurse)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Takes the (K, K) tables of version 0.1.0 too."""
+        for name in ("log_temperature", "offset"):
+            table = state_dict.get(prefix + name)
+            if isinstance(table, Tensor) and table.shape == (self.num_domains, self.num_domains) and table.ndim == 2:
+                state_dict[prefix + name] = flat_of(table)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def extra_repr(self) -> str:
         return (
-            f"num_domains={self.num_domains}, learnable={self.learnable}, "
-            f"min_temperature={self.min_temperature}, reduction={self.reduction!r}, backend={self.backend!r}"
+            f"num_domains={self.num_domains}, learnable={self.learnable}, min_temperature={self.min_temperature}, "
+            f"normalize={self.normalize}, reduction={self.reduction!r}, backend={self.backend!r}"
         )
 
 
+class MPNCELoss(_Loss):
+    __doc__ = f"MP-NCE: see :func:`uniclip_kernels.mp_nce`. {_Loss.__doc__}"
+    _objective = "mp_nce"
+
+
+class SupConLoss(_Loss):
+    __doc__ = f"Supervised contrastive loss: see :func:`uniclip_kernels.sup_con`. {_Loss.__doc__}"
+    _objective = "sup_con"
+
+
+class MILNCELoss(_Loss):
+    __doc__ = f"MIL-NCE, whose positives have no weights: see :func:`uniclip_kernels.mil_nce`. {_Loss.__doc__}"
+    _objective = "mil_nce"
+
+    def __init__(self, num_domains: int = 2, **options: Any) -> None:
+        if "weight" in options:
+            raise TypeError("weight must not be given: the positives of MIL-NCE have none")
+        super().__init__(num_domains, **options)
+
+
+class SigLIPLoss(_Loss):
+    __doc__ = f"""Sigmoid loss: see :func:`uniclip_kernels.siglip`. SigLIP's scale t and bias b are 1 / temperature and
+    -offset / temperature; it starts from t = 10 and b = -10, which are ``temperature=0.1, offset=1.0``. {_Loss.__doc__}"""
+    _objective = "siglip"
+
+    def __init__(
+        self, num_domains: int = 2, *, temperature: float | Tensor = 0.1, offset: float | Tensor = 1.0, **options: Any
+    ) -> None:
+        super().__init__(num_domains, temperature=temperature, offset=offset, **options)
+
+
 class _Floor(torch.autograd.Function):
-    """max(x, floor) that lets through, below the floor, the gradients that lead back up: clamp would strand x there."""
+    """``floored``, which is x or above it, with gradients that lead back up where it is above: clamp would strand x there."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, floor: float) -> Tensor:
-        return x.clamp(min=floor)
+    def forward(x: Tensor, floored: Tensor) -> Tensor:
+        return floored.clone()
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, float], output: Tensor) -> None:
-        x, floor = inputs
-        ctx.save_for_backward(x < floor)
+    def setup_context(ctx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        x, floored = inputs
+        ctx.save_for_backward(x < floored)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
@@ -131,9 +260,11 @@ class _Floor(torch.autograd.Function):
 
 
 def _table(name: str, value: float | Tensor, num_domains: int) -> Tensor:
+    check_table_type(name, value)
     value = torch.as_tensor(value, dtype=torch.float32).detach()
-    if value.ndim != 0 and value.shape != (num_domains, num_domains):
+    shape = (num_domains, num_domains)
+    if value.shape not in ((), (1,), shape):
         raise ValueError(
-            f"{name} must be a number or a ({num_domains}, {num_domains}) tensor, got shape {tuple(value.shape)}"
+            f"{name} must be a number, a tensor of one element or of shape {shape}, got shape {tuple(value.shape)}"
         )
-    return value.expand(num_domains, num_domains).clone()
+    return value.expand(shape).clone()

@@ -17,18 +17,15 @@ void scatter_rows(const Tensor grad_rows, const Tensor z, const Tensor slot, con
 
 void similarity_lse(const Tensor rows, const Tensor ids, const Tensor tiles, const Tensor temperature,
                     const Tensor offset, int64_t i0, int64_t i1, int64_t j0, int64_t j1, Tensor lse, Tensor kept);
+void positives_forward(const Tensor rows, const Tensor ids, const Tensor tiles, const Tensor temperature,
+                       const Tensor offset, const Tensor weight, const Tensor lse, int64_t i0, int64_t i1, int64_t j0,
+                       int64_t j1, const Tensor kept, Tensor loss, Tensor slope, Tensor count);
 void similarity_grad(const Tensor rows, const Tensor ids, const Tensor tiles, const Tensor temperature,
-                     const Tensor offset, const Tensor lse, const Tensor coefficient, int64_t i0, int64_t i1,
-                     int64_t j0, int64_t j1, const Tensor kept, Tensor sums, Tensor h, Tensor h_transposed);
+                     const Tensor offset, const Tensor same, const Tensor weight, const Tensor lse,
+                     const Tensor coefficient, const Tensor share, int64_t i0, int64_t i1, int64_t j0, int64_t j1,
+                     const Tensor kept, Tensor sums, Tensor h, Tensor h_transposed);
 void pack_rows(const Tensor rows, Tensor packed);
 void accumulate(Tensor out, const Tensor a, const Tensor b);
-
-void positives_forward(const Tensor rows, const Tensor tiles, const Tensor runs, const Tensor count,
-                       const Tensor temperature, const Tensor offset, const Tensor weight, const Tensor lse,
-                       Tensor loss, Tensor coefficient);
-void positives_backward(const Tensor rows, const Tensor tiles, const Tensor runs, const Tensor count,
-                        const Tensor temperature, const Tensor offset, const Tensor weight, const Tensor lse,
-                        const Tensor scale, Tensor grad_rows, Tensor sums);
 
 void similarity_matrix(const Tensor x, const Tensor y, const Tensor x_domains, const Tensor y_domains,
                        const Tensor temperature, const Tensor offset, Tensor s);

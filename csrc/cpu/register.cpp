@@ -12,17 +12,16 @@ STABLE_TORCH_LIBRARY_FRAGMENT(uniclip_kernels, m) {
       "cpu_similarity_lse(Tensor rows, Tensor ids, Tensor tiles, Tensor temperature, Tensor offset, int i0, int i1, "
       "int j0, int j1, Tensor(a!) lse, Tensor(b!) kept) -> ()");
   m.def(
-      "cpu_similarity_grad(Tensor rows, Tensor ids, Tensor tiles, Tensor temperature, Tensor offset, Tensor lse, "
-      "Tensor coefficient, int i0, int i1, int j0, int j1, Tensor kept, Tensor(a!) sums, Tensor(b!) h, "
-      "Tensor(c!) h_transposed) -> ()");
+      "cpu_positives_forward(Tensor rows, Tensor ids, Tensor tiles, Tensor temperature, Tensor offset, Tensor weight, "
+      "Tensor lse, int i0, int i1, int j0, int j1, Tensor kept, Tensor(a!) loss, Tensor(b!) slope, Tensor(c!) count) "
+      "-> ()");
+  m.def(
+      "cpu_similarity_grad(Tensor rows, Tensor ids, Tensor tiles, Tensor temperature, Tensor offset, Tensor same, "
+      "Tensor weight, "
+      "Tensor lse, Tensor coefficient, Tensor share, int i0, int i1, int j0, int j1, Tensor kept, Tensor(a!) sums, "
+      "Tensor(b!) h, Tensor(c!) h_transposed) -> ()");
   m.def("cpu_pack_rows(Tensor rows, Tensor(a!) packed) -> ()");
   m.def("cpu_accumulate(Tensor(a!) out, Tensor a, Tensor b) -> ()");
-  m.def(
-      "cpu_positives_forward(Tensor rows, Tensor tiles, Tensor runs, Tensor count, Tensor temperature, Tensor offset, "
-      "Tensor weight, Tensor lse, Tensor(a!) loss, Tensor(b!) coefficient) -> ()");
-  m.def(
-      "cpu_positives_backward(Tensor rows, Tensor tiles, Tensor runs, Tensor count, Tensor temperature, Tensor offset, "
-      "Tensor weight, Tensor lse, Tensor scale, Tensor(a!) grad_rows, Tensor(b!) sums) -> ()");
   m.def(
       "cpu_similarity_matrix(Tensor x, Tensor y, Tensor x_domains, Tensor y_domains, Tensor temperature, Tensor "
       "offset, "
@@ -37,11 +36,10 @@ STABLE_TORCH_LIBRARY_IMPL(uniclip_kernels, CPU, m) {
   m.impl("cpu_gather_rows", TORCH_BOX(&gather_rows));
   m.impl("cpu_scatter_rows", TORCH_BOX(&scatter_rows));
   m.impl("cpu_similarity_lse", TORCH_BOX(&similarity_lse));
+  m.impl("cpu_positives_forward", TORCH_BOX(&positives_forward));
   m.impl("cpu_similarity_grad", TORCH_BOX(&similarity_grad));
   m.impl("cpu_pack_rows", TORCH_BOX(&pack_rows));
   m.impl("cpu_accumulate", TORCH_BOX(&accumulate));
-  m.impl("cpu_positives_forward", TORCH_BOX(&positives_forward));
-  m.impl("cpu_positives_backward", TORCH_BOX(&positives_backward));
   m.impl("cpu_similarity_matrix", TORCH_BOX(&similarity_matrix));
   m.impl("cpu_similarity_matrix_grad", TORCH_BOX(&similarity_matrix_grad));
 }

@@ -131,18 +131,37 @@ inline Vec<float> exp2(Vec<float> x) {
   const Vec<float> y = x < -126.0f ? splat(-126.0f) : x;
   const Vec<float> shifted = y + 12582912.0f;  // 1.5 * 2^23 rounds to an integer, kept in the low bits
   const Vec<float> f = y - (shifted - 12582912.0f);
-  Vec<float> p = f * 1.535367581e-4f + 1.339889562e-3f;
-  p = p * f + 9.618436283e-3f;
-  p = p * f + 5.550332400e-2f;
-  p = p * f + 2.402264792e-1f;
-  p = p * f + 6.931472029e-1f;
-  p = p * f + 1.0f;
+  Vec<float> p = splat(1.535367581e-4f);
+  for (float c : {1.339889562e-3f, 9.618436283e-3f, 5.550332400e-2f, 2.402264792e-1f, 6.931472029e-1f, 1.0f}) {
+    p = fma(p, f, splat(c));
+  }
   const Int scaled = (Int)p + ((Int)shifted << 23);
   return x == x ? (Vec<float>)scaled : x;
 }
 inline Vec<double> exp2(Vec<double> x) {
   Vec<double> y;
   for (int l = 0; l < kLanes<double>; ++l) y[l] = std::exp2(x[l]);
+  return y;
+}
+
+// log(1 + r) for r >= 0 to 2e-7 of its value: of w = 1 + r = 2^n f with f between √½ and √2 a polynomial in f - 1 (that
+// of the Cephes library), and what rounding takes from w is put back. NaN stays.
+inline Vec<float> log1p(Vec<float> r) {
+  typedef int32_t Int __attribute__((vector_size(UNICLIP_VECTOR_BYTES)));
+  const Vec<float> w = 1 + r;
+  const Int n = ((Int)w - 0x3f3504f3) >> 23;
+  const Vec<float> g = (Vec<float>)((Int)w - (n << 23)) - 1;
+  Vec<float> p = splat(7.0376836292e-2f);
+  for (float c : {-1.1514610310e-1f, 1.1676998740e-1f, -1.2420140846e-1f, 1.4249322787e-1f, -1.6668057665e-1f,
+                  2.0000714765e-1f, -2.4999993993e-1f, 3.3333331174e-1f, -0.5f}) {
+    p = fma(p, g, splat(c));
+  }
+  const Vec<float> lost = (r - (w - 1)) / w;
+  return fma(__builtin_convertvector(n, Vec<float>), splat(float(kLn2)), g + fma(p, g * g, lost));
+}
+inline Vec<double> log1p(Vec<double> r) {
+  Vec<double> y;
+  for (int l = 0; l < kLanes<double>; ++l) y[l] = std::log1p(r[l]);
   return y;
 }
 

@@ -31,7 +31,7 @@ class Rectangle {
     domain_j = table[j0 / kBlock][0];
     tau = matrix<T>(temperature)[domain_i][domain_j];
     scale_ = T(kLog2E) / tau;
-    shift_ = matrix<T>(offset)[domain_i][domain_j] * scale_;
+    offset_ = matrix<T>(offset)[domain_i][domain_j];
   }
 
   const int64_t i0, i1, j0, j1;
@@ -42,15 +42,30 @@ class Rectangle {
   int64_t row_tiles() const { return ceil_div(i1 - i0, kTile); }
   int64_t col_tiles() const { return ceil_div(j1 - j0, kTile); }
 
+  // Numbers ascend: do the ranges of the two sides meet, and is all one group?
+  bool meet(int64_t it, int64_t jt) const { return meet(ids_, it, jt); }
+  bool meet(const int32_t* ids, int64_t it, int64_t jt) const {
+    const auto [i, last_i] = ends(i0, i1, it);
+    const auto [j, last_j] = ends(j0, j1, jt);
+    return std::max(ids[i], ids[j]) <= std::min(ids[last_i], ids[last_j]);
+  }
+  bool one_group(int64_t it, int64_t jt) const {
+    const auto [i, last_i] = ends(i0, i1, it);
+    const auto [j, last_j] = ends(j0, j1, jt);
+    return ids_[i] == ids_[last_i] && ids_[i] == ids_[j] && ids_[i] == ids_[last_j];
+  }
+  const int32_t* row_ids(int64_t it) const { return ids_ + i0 + it * kTile; }
+  const int32_t* col_ids(int64_t jt) const { return ids_ + j0 + jt * kTile; }
+
   struct Scratch {
     Buffer<C> packed;
     Buffer<T> dots, h;
   };
 
-  // f(it, jt, tile, room for H) for all tiles, with the dot products in the tile. They are those in `kept`, if it is
-  // not empty: `computed` tells whether they are there already.
-  template <class F>
-  void for_each_tile(const Matrix<T>& kept, bool computed, const F& f) const {
+  // f(it, jt, tile, room for H) for all tiles that are `wanted`, with the dot products in the tile. They are those in
+  // `kept`, if it is not empty: `computed` tells whether they are there already.
+  template <class Wanted, class F>
+  void for_each_tile(const Matrix<T>& kept, bool computed, const Wanted& wanted, const F& f) const {
     const int64_t height = pieces_of_task(row_tiles() * col_tiles(), kRowTiles);
     const int64_t d = rows_.cols;
     const auto scratch = [&] {
@@ -60,12 +75,14 @@ class Rectangle {
       const int64_t jt = col_tiles() - 1 - task % col_tiles();  // on the diagonal the longest columns first
       const int64_t first = task / col_tiles() * height;
       const int64_t end = std::min(first + height, diagonal() ? jt + 1 : row_tiles());
-      if (first >= end) return;
       const int64_t j = j0 + jt * kTile, cols = std::min(kTile, j1 - j), n = round_up(cols, kBlock);
-      for (int64_t k = 0; k < d && !computed; k += kDepth) {
-        pack_b_transposed(rows_[j] + k, rows_.stride, n, std::min(kDepth, d - k), s.packed.get() + k * n);
-      }
+      bool packed = computed;
       for (int64_t it = first; it < end; ++it) {
+        if (!wanted(it, jt)) continue;
+        for (int64_t k = 0; k < d && !packed; k += kDepth) {
+          pack_b_transposed(rows_[j] + k, rows_.stride, n, std::min(kDepth, d - k), s.packed.get() + k * n);
+        }
+        packed = true;
         const int64_t i = i0 + it * kTile, count = std::min(kTile, i1 - i), m = round_up(count, kBlock);
         T* dots = kept.rows > 0 ? kept[it * kTile] + jt * kTile : s.dots.get();
         const int64_t stride = kept.rows > 0 ? kept.stride : n;
@@ -73,11 +90,10 @@ class Rectangle {
           gemm(m, n, std::min(kDepth, d - k), rows_[i] + k, rows_.stride, s.packed.get() + k * n, n, dots, stride,
                k > 0);
         }
-        Tile<T> tile{dots, stride, int(count), int(cols), int(m), int(n), scale_, shift_, nullptr, nullptr};
-        // ids ascend: the ranges meet
-        if (std::max(ids_[i], ids_[j]) <= std::min(ids_[i + count - 1], ids_[j + cols - 1])) {
-          tile.row_ids = ids_ + i;
-          tile.col_ids = ids_ + j;
+        Tile<T> tile{dots, stride, int(count), int(cols), int(m), int(n), scale_, offset_, nullptr, nullptr};
+        if (meet(it, jt)) {
+          tile.row_ids = row_ids(it);
+          tile.col_ids = col_ids(jt);
         }
         f(it, jt, tile, s.h.get());
       }
@@ -85,9 +101,14 @@ class Rectangle {
   }
 
  private:
+  // First and last slot of a tile.
+  static std::pair<int64_t, int64_t> ends(int64_t start, int64_t end, int64_t tile) {
+    return {start + tile * kTile, std::min(start + (tile + 1) * kTile, end) - 1};
+  }
+
   Matrix<C> rows_;
   const int32_t* ids_;
-  T scale_, shift_;
+  T scale_, offset_;
 };
 
 // Partial statistics of up to `tiles` tiles for each of `slots` slots.
@@ -112,6 +133,32 @@ void merge(T* lse, const Partials<T>& partials, int64_t slots) {
   });
 }
 
+// Partial sums over positives, likewise. Those of tiles without positives are never written.
+template <class T>
+struct PartialSums {
+  PartialSums(int64_t tiles, int64_t slots)
+      : tiles(tiles),
+        stride(tiles == 0 ? 0 : round_up(slots, kTile)),
+        loss(make_buffer<T>(tiles * stride)),
+        slope(make_buffer<T>(tiles * stride)),
+        count(make_buffer<T>(tiles * stride)) {}
+  PositiveSums<T> at(int64_t tile, int64_t slot) const {
+    const int64_t k = tile * stride + slot;
+    return {loss.get() + k, slope.get() + k, count.get() + k};
+  }
+  int64_t tiles, stride;
+  Buffer<T> loss, slope, count;
+};
+
+template <class T>
+struct BaseTwo {
+  explicit BaseTwo(const Tensor& lse) : lse(vector<T>(lse)) {}
+  void operator()(int64_t first, int64_t n, T* out) const {
+    for (int64_t k = 0; k < n; ++k) out[k] = lse[first + k] * T(kLog2E);
+  }
+  const T* lse;
+};
+
 }  // namespace
 
 void similarity_lse(const Tensor rows, const Tensor ids, const Tensor tiles, const Tensor temperature,
@@ -123,12 +170,24 @@ void similarity_lse(const Tensor rows, const Tensor ids, const Tensor tiles, con
     // A slot gets one part from each tile beside it. On the diagonal, those above it come to it as columns.
     const Partials<T> by_row(r.col_tiles(), i1 - i0);
     const Partials<T> by_col(r.diagonal() ? 0 : r.row_tiles(), j1 - j0);
-    r.for_each_tile(matrix<T>(kept), false, [&](int64_t it, int64_t jt, const Tile<T>& tile, T*) {
+    const Matrix<T> dots = matrix<T>(kept);
+    const auto columns = [&](int64_t it, int64_t jt) {
+      return r.diagonal() ? by_row.at(it, jt * kTile) : by_col.at(it, jt * kTile);
+    };
+    const auto wanted = [&](int64_t it, int64_t jt) {
+      if (!r.one_group(it, jt)) return true;
+      for (const auto& part : {by_row.at(jt, it * kTile), columns(it, jt)}) {
+        std::fill_n(part.max, kTile, -std::numeric_limits<T>::infinity());
+        std::fill_n(part.sum, kTile, T(0));
+      }
+      return dots.rows > 0;
+    };
+    r.for_each_tile(dots, false, wanted, [&](int64_t it, int64_t jt, const Tile<T>& tile, T* room) {
+      if (r.one_group(it, jt)) return;
       T unused_max[kTile], unused_sum[kTile];
-      const auto row = by_row.at(jt, it * kTile);
-      auto col = r.diagonal() ? by_row.at(it, jt * kTile) : by_col.at(it, jt * kTile);
+      auto col = columns(it, jt);
       if (r.diagonal() && it == jt) col = {unused_max, unused_sum};
-      tile_kernels<C>().lse_tile(tile, row, col);
+      tile_kernels<C>().lse_tile(tile, room, by_row.at(jt, it * kTile), col);
     });
     T* running = vector<T>(lse);
     merge<C>(running + i0, by_row, i1 - i0);
@@ -136,39 +195,96 @@ void similarity_lse(const Tensor rows, const Tensor ids, const Tensor tiles, con
   });
 }
 
+void positives_forward(const Tensor rows, const Tensor ids, const Tensor tiles, const Tensor temperature,
+                       const Tensor offset, const Tensor weight, const Tensor lse, int64_t i0, int64_t i1, int64_t j0,
+                       int64_t j1, const Tensor kept, Tensor loss, Tensor slope, Tensor count) {
+  dispatch_compute(rows, [&](auto compute) {
+    using C = typename decltype(compute)::type;
+    using T = Accumulator<C>;
+    const Rectangle<C> r(rows, ids, tiles, temperature, offset, i0, i1, j0, j1);
+    const Matrix<T> dots = matrix<T>(kept), w = matrix<T>(weight);
+    const BaseTwo<T> base_two(lse);
+    const PartialSums<T> by_row(r.col_tiles(), i1 - i0);
+    const PartialSums<T> by_col(r.diagonal() ? 0 : r.row_tiles(), j1 - j0);
+    const auto wanted = [&](int64_t it, int64_t jt) { return r.meet(it, jt); };
+    r.for_each_tile(dots, dots.rows > 0, wanted, [&](int64_t it, int64_t jt, const Tile<T>& tile, T*) {
+      const auto col = r.diagonal() ? by_row.at(it, jt * kTile) : by_col.at(it, jt * kTile);
+      T row_lse[kTile], col_lse[kTile];
+      base_two(i0 + it * kTile, tile.padded_rows, row_lse);
+      base_two(j0 + jt * kTile, tile.padded_cols, col_lse);
+      const Positives<T> positives{r.row_ids(it), r.col_ids(jt), r.diagonal() && it == jt, row_lse, col_lse};
+      tile_kernels<C>().positives_tile(tile, positives, by_row.at(jt, it * kTile), col);
+    });
+    // Each slot's parts in one order, on the diagonal those of columns among them.
+    const auto add = [&](const PartialSums<T>& parts, int64_t first, int64_t slots, T factor, const auto& wanted_part) {
+      parallel_rows(ceil_div(slots, kTile), 1, [&](int64_t begin, int64_t end) {
+        for (int64_t t = begin; t < end; ++t) {
+          const int64_t n = std::min(kTile, slots - t * kTile), slot = first + t * kTile;
+          for (int64_t p = 0; p < parts.tiles; ++p) {
+            if (!wanted_part(t, p)) continue;
+            const PositiveSums<T> part = parts.at(p, t * kTile);
+            for (int64_t k = 0; k < n; ++k) {
+              vector<T>(loss)[slot + k] += factor * part.loss[k];
+              vector<T>(slope)[slot + k] += factor * part.slope[k];
+              vector<int32_t>(count)[slot + k] += static_cast<int32_t>(part.count[k]);
+            }
+          }
+        }
+      });
+    };
+    add(by_row, i0, i1 - i0, w[r.domain_i][r.domain_j], wanted);
+    if (!r.diagonal()) {
+      add(by_col, j0, j1 - j0, w[r.domain_j][r.domain_i], [&](int64_t jt, int64_t it) { return r.meet(it, jt); });
+    }
+  });
+}
+
 void similarity_grad(const Tensor rows, const Tensor ids, const Tensor tiles, const Tensor temperature,
-                     const Tensor offset, const Tensor lse, const Tensor coefficient, int64_t i0, int64_t i1,
-                     int64_t j0, int64_t j1, const Tensor kept, Tensor sums, Tensor h, Tensor h_transposed) {
+                     const Tensor offset, const Tensor same, const Tensor weight, const Tensor lse,
+                     const Tensor coefficient, const Tensor share, int64_t i0, int64_t i1, int64_t j0, int64_t j1,
+                     const Tensor kept, Tensor sums, Tensor h, Tensor h_transposed) {
   dispatch_compute(rows, [&](auto compute) {
     using C = typename decltype(compute)::type;
     using T = Accumulator<C>;
     const Rectangle<C> r(rows, ids, tiles, temperature, offset, i0, i1, j0, j1);
     const auto& kernels = tile_kernels<C>();
     const Panel<C> out(h), out_transposed(h_transposed);
-    const T* lse_of = vector<T>(lse);
+    const BaseTwo<T> base_two(lse);
     const T* coefficient_of = vector<T>(coefficient);
-    std::vector<double> parts(2 * r.row_tiles() * r.col_tiles(), 0.0);
-    const Matrix<T> dots = matrix<T>(kept);
-    r.for_each_tile(dots, dots.rows > 0, [&](int64_t it, int64_t jt, const Tile<T>& tile, T* tile_h) {
+    const T* share_of = vector<T>(share);
+    const int32_t* same_ids = vector<int32_t>(same);
+    const Matrix<T> dots = matrix<T>(kept), w = matrix<T>(weight);
+    const T forth = w[r.domain_i][r.domain_j], back = w[r.domain_j][r.domain_i];
+    std::vector<double> parts(4 * r.row_tiles() * r.col_tiles(), 0.0);
+    const auto all = [](int64_t, int64_t) { return true; };
+    r.for_each_tile(dots, dots.rows > 0, all, [&](int64_t it, int64_t jt, const Tile<T>& tile, T* tile_h) {
       const int64_t i = it * kTile, j = jt * kTile;
-      T row_lse[kTile], col_lse[kTile];
-      for (int64_t k = 0; k < tile.padded_rows; ++k) row_lse[k] = lse_of[i0 + i + k] * T(kLog2E);
-      for (int64_t k = 0; k < tile.padded_cols; ++k) col_lse[k] = lse_of[j0 + j + k] * T(kLog2E);
-      double* part = &parts[2 * (it * r.col_tiles() + jt)];
-      kernels.grad_tile(tile, row_lse, coefficient_of + i0 + i, col_lse, coefficient_of + j0 + j, T(1) / r.tau, tile_h,
+      const bool diagonal = r.diagonal() && it == jt;
+      T row_lse[kTile], col_lse[kTile], row_share[kTile], col_share[kTile];
+      base_two(i0 + i, tile.padded_rows, row_lse);
+      base_two(j0 + j, tile.padded_cols, col_lse);
+      for (int64_t k = 0; k < tile.padded_rows; ++k) row_share[k] = forth * share_of[i0 + i + k];
+      for (int64_t k = 0; k < tile.padded_cols; ++k) col_share[k] = back * share_of[j0 + j + k];
+      const Positives<T> positives{same_ids + i0 + i, same_ids + j0 + j, diagonal, row_lse, col_lse};
+      double* part = &parts[4 * (it * r.col_tiles() + jt)];
+      kernels.grad_tile(tile, row_lse, coefficient_of + i0 + i, col_lse, coefficient_of + j0 + j,
+                        r.meet(same_ids, it, jt) ? &positives : nullptr, row_share, col_share, T(1) / r.tau, tile_h,
                         out.tile(i, j), part);
-      if (r.diagonal() && it == jt) {  // holds every pair twice
-        part[0] /= 2;
-        part[1] /= 2;
+      if (diagonal) {  // holds every pair twice
+        for (int k = 0; k < 4; ++k) part[k] /= 2;
         return;
       }
       const auto& to = r.diagonal() ? out : out_transposed;
       kernels.store_transposed(tile_h, tile.padded_rows, tile.padded_cols, to.tile(j, i));
     });
-    double* total = vector<double>(sums) + 2 * (r.domain_i * temperature.size(1) + r.domain_j);
-    for (size_t p = 0; p < parts.size(); p += 2) {
-      total[0] += parts[p];
-      total[1] += parts[p + 1] * kLn2;
+    // Σ H and Σ H s of negatives at [0, d_i, d_j], of positives at [1, d_i, d_j].
+    const int64_t k = temperature.size(1), place = 2 * (r.domain_i * k + r.domain_j);
+    for (size_t p = 0; p < parts.size(); p += 4) {
+      for (int64_t set = 0; set < 2; ++set) {
+        double* total = vector<double>(sums) + set * 2 * k * k + place;
+        total[0] += parts[p + 2 * set];
+        total[1] += parts[p + 2 * set + 1] * kLn2;
+      }
     }
   });
 }

@@ -8,14 +8,14 @@ namespace uniclip {
 // Rows and columns of the largest tile.
 constexpr int kMaxTile = 256;
 
-// A tile of dot products in memory. Similarities in base 2 are x = dot * scale - shift, scale = log2(e) / τ.
+// A tile of dot products in memory. Similarities in base 2 are x = (dot - offset) * scale, scale = log2(e) / τ.
 template <class T>
 struct Tile {
   T* dots;
   int64_t stride;                // of rows
   int rows, cols;                // filled
   int padded_rows, padded_cols;  // may be read; multiples of the widest vector
-  T scale, shift;
+  T scale, offset;
   const int32_t* row_ids;  // sample numbers, or null where the tile cannot hold two rows of one sample
   const int32_t* col_ids;
 };
@@ -25,6 +25,21 @@ template <class T>
 struct Statistics {
   T* max;
   T* sum;
+};
+
+// The positives of a tile: pairs of one number, which ascend on either side. On the diagonal row i and column i are one
+// slot, which is no pair, and every other pair is there twice.
+template <class T>
+struct Positives {
+  const int32_t *row_ids, *col_ids;
+  bool diagonal;
+  const T *row_lse, *col_lse;  // in base 2
+};
+
+// Σ softplus(lse - s) and Σ σ(lse - s) over positives, and how many they are.
+template <class T>
+struct PositiveSums {
+  T *loss, *slope, *count;
 };
 
 // Where a tile of H goes. Rows in fixed point have a unit for each tile, in which their elements stay below 1 and their
@@ -42,16 +57,21 @@ template <class C>
 struct TileKernels {
   using T = Accumulator<C>;
 
-  // Row and column statistics of the negatives of a tile. Overwrites the dot products of other pairs.
-  void (*lse_tile)(const Tile<T>& tile, Statistics<T> row, Statistics<T> col);
+  // Row and column statistics of the negatives of a tile. `room` is for a copy of the tile.
+  void (*lse_tile)(const Tile<T>& tile, T* room, Statistics<T> row, Statistics<T> col);
 
   // lse[i] (natural) joined with parts[p * stride + i], p < parts, for i < n.
   void (*merge_lse)(T* lse, Statistics<T> parts, int count, int64_t stride, int64_t n);
 
-  // factor * H of the negatives, zero elsewhere up to the padding: in h, in rows of padded_cols, and rounded to C in
-  // out. lse in base 2. Sets Σ H and Σ H x.
+  // Sums over the positives of each row and, off the diagonal, of each column.
+  void (*positives_tile)(const Tile<T>& tile, const Positives<T>& positives, PositiveSums<T> row, PositiveSums<T> col);
+
+  // factor * H of negatives and positives, zero elsewhere up to the padding: in h, in rows of padded_cols, and rounded
+  // to C in out. A positive weighs row_share[i] and col_share[j] in its two directions; null: there is none. Sets Σ H
+  // and Σ H x of negatives, then of positives.
   void (*grad_tile)(const Tile<T>& tile, const T* row_lse, const T* row_coefficient, const T* col_lse,
-                    const T* col_coefficient, T factor, T* h, TileOfH<C> out, double sums[2]);
+                    const T* col_coefficient, const Positives<T>* positives, const T* row_share, const T* col_share,
+                    T factor, T* h, TileOfH<C> out, double sums[4]);
 
   // out = in, or in transposed, rounded to C; rows and cols of `in` are multiples of the widest vector.
   void (*store)(const T* in, int rows, int cols, TileOfH<C> out);
@@ -59,9 +79,6 @@ struct TileKernels {
 
   // out = a[0], b[0], a[1], b[1], …; n is a multiple of the widest vector.
   void (*interleave)(const C* a, const C* b, C* out, int64_t n);
-
-  T (*dot)(const C* a, const C* b, int64_t n);
-  void (*axpy)(T a, const C* x, T* y, int64_t n);
 
   // Tiles of domain_similarity: s = dot * scale[j] - shift[j], columns of any domain, n columns.
   void (*affine_row)(const T* dots, const T* scale, const T* shift, T* s, int64_t n);
