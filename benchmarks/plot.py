@@ -9,7 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from .problems import VIEWS
+from .problems import VIEWS, size_text
 from .rows import Row, latest_machine, plot_name, read_rows, series
 
 
@@ -46,7 +46,7 @@ def _figure(objective: str, rows: list[Row]) -> plt.Figure:
     memory.set_ylabel("peak memory beyond the inputs, MB")
     sizes = sorted({r.n for r in rows})
     for axes in (time, memory):
-        axes.set(xscale="log", yscale="log", xlabel=f"samples N (M = {len(VIEWS[objective])}·N rows)")
+        axes.set(xscale="log", yscale="log", xlabel=f"samples N ({size_text(objective)})")
         axes.set_xticks(sizes, [str(n) for n in sizes], minor=False)
         axes.minorticks_off()
         axes.grid(alpha=0.3)

@@ -13,8 +13,11 @@ from uniclip_kernels import reference, stack_views
 
 PANEL = 1 << 25  # elements
 
-#: Domains of the views of a sample.
-VIEWS = {"MP-NCE": (0, 0, 1), "InfoNCE": (0, 1)}
+#: Domains of the views of a sample, and rows of a queue beside each.
+VIEWS = {"MP-NCE": (0, 0, 1), "InfoNCE": (0, 1), "Queue": (0,)}
+QUEUED = 16
+#: Where the queue ends that makes sense: 65536 rows.
+MOST_SAMPLES_BESIDE_QUEUE = 4096
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class Batch:
 
     MP-NCE: two augmented images and a text, as UniCLIP trains, with learnable temperature and offset.
     InfoNCE: an image and a text, unit rows as CLIP's loss wants them, and a constant temperature of 0.07.
+    Queue: one view, compared with 16 N rows of a queue alone, of which the last N are its keys; otherwise as InfoNCE.
     """
 
     objective: str
@@ -33,6 +37,7 @@ class Batch:
     offset: Tensor  # (2, 2)
     domain_mask: Tensor | None  # (2, 2), on the host: InfoNCE compares images with texts alone
     normalize: bool
+    queue: Tensor | None = None  # (16 N, D), constant
 
     @property
     def views(self) -> tuple[int, ...]:
@@ -42,6 +47,17 @@ class Batch:
     def samples(self) -> int:
         return len(self.embeddings) // len(self.views)
 
+    def candidates(self) -> dict[str, Tensor]:
+        """The queue as the arguments of a loss; sample n is the positive of row n, and the queue's domain is 1."""
+        if self.queue is None:
+            return {}
+        ids = torch.arange(len(self.queue), device=self.queue.device).flip(0)
+        return {
+            "candidates": self.queue,
+            "candidate_sample_ids": ids,
+            "candidate_domain_ids": torch.ones_like(ids),
+        }
+
     @property
     def leaves(self) -> list[Tensor]:
         """What the gradient is taken with respect to."""
@@ -50,8 +66,26 @@ class Batch:
 
 def needed_flops(objective: str, n: int, d: int) -> int:
     """Forward and backward: 8 D for each unordered pair of rows that is compared, of which images with texts alone are."""
-    m = n * len(VIEWS[objective])
-    return 8 * n * n * d if objective == "InfoNCE" else 4 * m * m * d
+    m = num_rows(objective, n)
+    return {"InfoNCE": 8 * n * n, "MP-NCE": 4 * m * m, "Queue": 6 * n * QUEUED * n}[objective] * d
+
+
+def num_rows(objective: str, n: int) -> int:
+    """Of the batch and the queue."""
+    return n * rows_a_sample(objective)
+
+
+def rows_a_sample(objective: str) -> int:
+    return len(VIEWS[objective]) + QUEUED * (objective == "Queue")
+
+
+def size_text(objective: str) -> str:
+    return f"N rows beside {QUEUED}·N in a queue" if objective == "Queue" else f"M = {rows_a_sample(objective)}·N rows"
+
+
+def columns(objective: str, dim: int) -> int:
+    """Rows of a queue are half as wide as others."""
+    return dim // 2 if objective == "Queue" else dim
 
 
 @functools.lru_cache(maxsize=2)  # one that is measured, one that is checked; a large one takes seconds to make
@@ -60,7 +94,11 @@ def make_batch(objective: str, n: int, d: int, dtype: torch.dtype, device: str =
     generator = torch.Generator().manual_seed(n)
     centre = torch.randn(n, d, generator=generator)
     views = [centre + torch.randn(n, d, generator=generator) for _ in VIEWS[objective]]
-    infonce = objective == "InfoNCE"
+    infonce, queue = objective != "MP-NCE", None
+    if objective == "Queue":
+        older = torch.randn((QUEUED - 1) * n, d, generator=generator)
+        queue = F.normalize(torch.cat([older, views[0].flip(0)]), dim=1).to(device, dtype)
+        views = [centre]
     if infonce:
         views = [F.normalize(view, dim=1) for view in views]
     # On the device, as in a trainer: so the host knows how many rows each domain has.
@@ -78,6 +116,7 @@ def make_batch(objective: str, n: int, d: int, dtype: torch.dtype, device: str =
         offset.to(device).requires_grad_(not infonce),
         ~torch.eye(2, dtype=torch.bool) if infonce else None,
         normalize=not infonce,
+        queue=queue,
     )
 
 
@@ -92,14 +131,17 @@ def expected(batch: Batch) -> list[Tensor]:
         return t.detach().double().requires_grad_(t.requires_grad)
 
     tables = {"temperature": exact(batch.temperature), "offset": exact(batch.offset), "domain_mask": batch.domain_mask}
-    z = exact(batch.embeddings)
-    loss = reference.mp_nce(z, batch.sample_ids, batch.domain_ids, normalize=batch.normalize, **tables)
+    z, candidates = exact(batch.embeddings), batch.candidates()
+    if candidates:
+        candidates["candidates"] = candidates["candidates"].double()
+    options = tables | candidates
+    loss = reference.mp_nce(z, batch.sample_ids, batch.domain_ids, normalize=batch.normalize, **options)
     leaves = [t for t in (z, tables["temperature"], tables["offset"]) if t.requires_grad]
     return [loss.detach(), *torch.autograd.grad(loss, leaves)]
 
 
 def expected_when_large(batch: Batch) -> list[Tensor]:
-    """The same for some anchors at a time: 6 M² D flops, and memory for a few matrices of PANEL elements.
+    """The same for some anchors at a time, and no queue: 6 M² D flops, and memory for a few matrices of PANEL elements.
 
     In float64 for rows of float32; in float32 for those of 16 bits, of whose tolerance its error is a thousandth.
     """

@@ -46,6 +46,7 @@ def _ours(batch: Batch, on_gpu: str) -> Step:
             domain_mask=batch.domain_mask,
             normalize=batch.normalize,
             backend=backend,
+            **batch.candidates(),
         )
         return loss_and_gradients(loss, batch)
 
@@ -172,6 +173,37 @@ def _ready(step: Step) -> Step:
     return step
 
 
+def ours_with_queue_as_rows(batch: Batch) -> Step:
+    """What candidates save: the queue's rows are anchors too, of weight 0."""
+    n, queue = len(batch.embeddings), batch.candidates()
+    weight = (torch.arange(n + len(batch.queue), device=batch.queue.device) < n).float()
+    ids = (torch.cat([batch.sample_ids, queue["candidate_sample_ids"]]), weight.eq(0).long())
+
+    def step():
+        loss = mp_nce(
+            torch.cat([batch.embeddings, batch.queue]),
+            *ids,
+            temperature=batch.temperature,
+            domain_mask=batch.domain_mask,
+            anchor_weight=weight,
+            normalize=batch.normalize,
+        )
+        return loss_and_gradients(loss, batch)
+
+    return step
+
+
+def eager_with_queue(batch: Batch) -> Step:
+    tau, n = batch.temperature[0, 1], len(batch.embeddings)
+
+    def step():
+        s = (batch.embeddings @ batch.queue.T).float() / tau
+        of_keys = s[:, -n:].flip(1).diagonal()
+        return loss_and_gradients((s.logsumexp(1) - of_keys).mean(), batch)
+
+    return step
+
+
 def open_clip(batch: Batch) -> Step:
     return _image_and_text(batch, _clip_loss())
 
@@ -267,6 +299,10 @@ def floor(batch: Batch) -> Step:
     return step
 
 
+def expected_with_queue(batch: Batch) -> list[Tensor]:
+    return expected(batch)  # and never that of large batches, which know no queue
+
+
 @dataclass(frozen=True)
 class Provider:
     name: str
@@ -301,6 +337,7 @@ class Provider:
         return self.cpu_dtypes if device == "cpu" else self.gpu_dtypes
 
 
+QUEUE_AS_ROWS = "uniclip-kernels, queue as rows"
 OURS, OURS_IN_CUDA, FLOOR = "uniclip-kernels", "uniclip-kernels, cuda backend", "torch.mm floor"
 EAGER, COMPILED = "eager PyTorch", "torch.compile"
 TUNED, TUNED_COMPILED = "eager, tuned for views", "torch.compile, tuned for views"
@@ -314,6 +351,9 @@ PROVIDERS = (
     Provider(OURS, ours, ("MP-NCE", "InfoNCE"), 0, 1.5, (torch.float32, torch.bfloat16)),
     Provider(OURS_IN_CUDA, ours_in_cuda, ("MP-NCE", "InfoNCE"), 0, 1.5, **_GPU_ONLY, module="uniclip_kernels._cuda"),
     Provider(EAGER, eager, ("MP-NCE",), 6, 6),
+    Provider(OURS, ours, ("Queue",), 0, 1, (torch.float32, torch.bfloat16), expected=expected_with_queue),
+    Provider(QUEUE_AS_ROWS, ours_with_queue_as_rows, ("Queue",), 0, 1, expected=expected_with_queue),
+    Provider(EAGER, eager_with_queue, ("Queue",), 0.2, 0.3, expected=expected_with_queue),
     Provider(COMPILED, compiled, ("MP-NCE",), 4, 5),
     Provider(TUNED, tuned, ("MP-NCE",), 2, 3),
     Provider(TUNED_COMPILED, tuned_compiled, ("MP-NCE",), 2, 2),

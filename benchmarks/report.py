@@ -6,7 +6,7 @@ import csv
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from .problems import VIEWS
+from .problems import VIEWS, size_text
 from .ratios import Result, results
 from .rows import Row, latest_machine, plot_name, read_rows, series
 
@@ -40,10 +40,10 @@ def markdown(path: Path, folder: Path = Path()) -> str:
     rows = latest_machine(read_rows(path))
     text = f"{rows[0].machine}; {rows[0].version}; {', '.join(sorted({row.run[:10] for row in rows}))}\n"
     text += "\n" + ratio_table(results(rows))
-    for objective, views in VIEWS.items():
+    for objective in VIEWS:
         chosen = [row for row in rows if row.objective == objective]
         if chosen:
-            text += f"\n### {objective}: M = {len(views)}·N rows, D = {chosen[0].d}, forward + backward\n\n"
+            text += f"\n### {objective}: {size_text(objective)}, D = {chosen[0].d}, forward + backward\n\n"
             text += size_table(chosen)
         if any(row.p50 is not None for row in chosen):
             text += f"\n![{objective}: time and memory by N]({folder / plot_name(path, objective)}.svg)\n"

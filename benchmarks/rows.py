@@ -17,11 +17,11 @@ class Row:
     """One provider at one size. What was not measured is None, and ``note`` says why; it is never 0."""
 
     device: str  # "cpu", "cuda" or "dry-run"
-    objective: str  # "MP-NCE" or "InfoNCE"; another name where a part of the work is measured
+    objective: str  # "MP-NCE", "InfoNCE" or "Queue"; another name where a part of the work is measured
     provider: str
     mode: str  # "forward+backward", or "products" for the floor
     n: int  # samples
-    m: int  # rows
+    m: int  # rows, with those of a queue
     d: int
     dtype: str
     p20: float | None  # seconds a step

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .devices import Device
 from .measure import CHECKED_SAMPLES, WrongAnswerError, check, repeat_interleaved
-from .problems import VIEWS, Batch, expected, expected_when_large, make_batch, needed_flops
+from .problems import Batch, expected, expected_when_large, make_batch, needed_flops, num_rows
 from .progress import bar
 from .providers import Provider
 from .rows import Row, versions
@@ -54,7 +54,7 @@ class Case:
 
     @property
     def m(self) -> int:
-        return self.n * len(VIEWS[self.objective])
+        return num_rows(self.objective, self.n)
 
     @property
     def sizes(self) -> tuple[str, int, int, torch.dtype]:

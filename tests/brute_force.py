@@ -1,21 +1,31 @@
-"""The oracle: loops over the definitions of MP-NCE, its gradients by the pairwise formula, in float64.
+"""The oracle: loops over the definitions of the losses, and their gradients pair by pair, in float64.
 
-It shares nothing with the package. With a_ip = q_i w[d_i,d_p] σ(ν_i - s_ip) / |P_i|, q_i what the reduction makes of anchor i
-(1 / |A| for "mean") times the gradient from above, and c_i = Σ_p a_ip:
+It shares nothing with the package. Of anchor i, with P and N its positives and negatives among all other rows and candidates,
+w = w[d_i,d_p], and ν, π, λ the log-sum-exps of s_ij over N, over P, and over both:
 
-    H_ij = c_i e^{s_ij - ν_i} + c_j e^{s_ij - ν_j}     if j is a negative of i
-    H_ij = -(a_ij + a_ji)                              if j is a positive of i
+              ℓ_i                           ∂ℓ_i/∂s_in      ∂ℓ_i/∂s_ip
+    mp_nce    Σ_p w/|P| softplus(ν - s_ip)  c e^{s_in - ν}  -w/|P| σ(ν - s_ip)      c = Σ_p w/|P| σ(ν - s_ip)
+    sup_con   Σ_p w/|P| (λ - s_ip)          c e^{s_in - λ}  c e^{s_ip - λ} - w/|P|  c = Σ_p w/|P|
+    mil_nce   softplus(ν - π)               c e^{s_in - ν}  -c e^{s_ip - π}         c = σ(ν - π)
+    siglip    Σ_p w softplus(-s_ip)         σ(s_in)         -w σ(-s_ip)
+              + Σ_n softplus(s_in)
+
+With q_i what the reduction makes of anchor i (α_i / Σ α for "mean") times the gradient from above, 0 for what is no anchor:
+
+    H_ij = q_i ∂ℓ_i/∂s_ij + q_j ∂ℓ_j/∂s_ji       a function of the unordered pair; j = i is in no set
     ∂L/∂ẑ_i = Σ_j H_ij ẑ_j / τ        ∂L/∂b[D] = -Σ_{i<j in D} H_ij / τ        ∂L/∂τ[D] = -Σ_{i<j in D} H_ij s_ij / τ
+    ∂L/∂α_i = (ℓ_i - L) / Σ α for "mean", else ℓ_i, times the gradient from above
 
 Beside each value stand three measures of the error that rounding must be expected to cause, also where terms cancel:
 `scale`, the sum of the magnitudes of the terms that the value is made of; `sensitivity`, the same with each term times the
-magnitude of its exponents s and ν, for a relative error of s makes one of e^s that is larger by so much; and `underflow`, the
-same with every power of e, or function of it, replaced by 1: times the smallest normal number, what is lost below that.
+magnitude of its exponents s, ν, π and λ, for a relative error of s makes one of e^s that is larger by so much; and `underflow`,
+the same with every power of e, or function of it, replaced by 1: times the smallest normal number, what is lost below that.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -33,77 +43,143 @@ class Answer(NamedTuple):
     grad_embeddings: Value  # (M, D)
     grad_temperature: Value  # (K, K), upper triangle, as in the next
     grad_offset: Value
+    grad_candidates: Value  # (Q, D)
+    grad_anchor_weight: Value  # (M,)
 
 
-def mp_nce(
-    embeddings: np.ndarray,
-    sample_ids: list[int],
-    domain_ids: list[int],
+class Rows(NamedTuple):
+    values: np.ndarray  # (rows, D)
+    sample_ids: list[int]
+    domain_ids: list[int]
+    exclude_ids: list[int]
+
+
+class Anchor(NamedTuple):
+    """What an objective makes of one row, if it ``counts``: ℓ, and ∂ℓ/∂s_j by j."""
+
+    loss: Value
+    powers: dict[int, float]  # terms made of powers of e,
+    constants: dict[int, float]  # and others
+    underflow: dict[int, float]
+    logsumexps: tuple[float, ...]
+    counts: bool
+
+
+def _mp_nce(s: list[float], w: list[float], positives: list[int], negatives: list[int]) -> Anchor:
+    nu = _logsumexp([s[n] for n in negatives])
+    share = {p: w[p] / len(positives) for p in positives}
+    pull = {p: share[p] * _sigmoid(nu - s[p]) for p in positives}
+    c, most = sum(pull.values()), sum(map(abs, share.values()))
+    loss = [(share[p] * _softplus(nu - s[p]), abs(pull[p]) * _magnitude(s[p], nu), abs(share[p])) for p in positives]
+    powers = {n: c * math.exp(s[n] - nu) for n in negatives} | {p: -pull[p] for p in positives}
+    return Anchor(_sum_of(loss), powers, {}, dict.fromkeys(powers, most), (nu,), bool(positives))
+
+
+def _sup_con(s: list[float], w: list[float], positives: list[int], negatives: list[int]) -> Anchor:
+    others = positives + negatives
+    lam = _logsumexp([s[j] for j in others])
+    share = {p: w[p] / len(positives) for p in positives}
+    c, most = sum(share.values()), sum(map(abs, share.values()))
+    # 1: what an error of the sum that λ is the logarithm of adds to it.
+    loss = [(share[p] * (lam - s[p]), abs(share[p]) * (1 + _magnitude(s[p], lam)), abs(share[p])) for p in positives]
+    powers = {j: c * math.exp(s[j] - lam) for j in others}
+    constants = {p: -share[p] for p in positives}
+    return Anchor(_sum_of(loss), powers, constants, dict.fromkeys(powers, most), (lam,), bool(positives))
+
+
+def _mil_nce(s: list[float], w: list[float], positives: list[int], negatives: list[int]) -> Anchor:
+    nu, pi = _logsumexp([s[n] for n in negatives]), _logsumexp([s[p] for p in positives])
+    x = nu - pi if positives else -math.inf
+    c = _sigmoid(x)
+    powers = {n: c * math.exp(s[n] - nu) for n in negatives} | {p: -c * math.exp(s[p] - pi) for p in positives}
+    loss = [(_softplus(x), c * _magnitude(nu, pi), 1.0)]
+    return Anchor(_sum_of(loss), powers, {}, dict.fromkeys(powers, 1.0), (nu, pi), bool(positives))
+
+
+def _siglip(s: list[float], w: list[float], positives: list[int], negatives: list[int]) -> Anchor:
+    pairs = [(p, -s[p], w[p]) for p in positives] + [(n, s[n], 1.0) for n in negatives]
+    loss = [(v * _softplus(x), abs(v) * _sigmoid(x) * _magnitude(x), abs(v)) for _, x, v in pairs]
+    powers = {p: -w[p] * _sigmoid(-s[p]) for p in positives} | {n: _sigmoid(s[n]) for n in negatives}
+    return Anchor(_sum_of(loss), powers, {}, {j: abs(v) for j, _, v in pairs}, (), bool(pairs))
+
+
+OBJECTIVES: dict[str, Callable[..., Anchor]] = {
+    "mp_nce": _mp_nce,
+    "sup_con": _sup_con,
+    "mil_nce": _mil_nce,
+    "siglip": _siglip,
+}
+
+
+def differentiate(
+    objective: str,
+    rows: Rows,
+    candidates: Rows,
     temperature: np.ndarray,
     offset: np.ndarray,
     weight: np.ndarray,
     domain_mask: np.ndarray,
+    anchor_weight: np.ndarray,
     reduction: str = "mean",
     normalize: bool = True,
     upstream: np.ndarray | float = 1.0,
 ) -> Answer:
-    """Loss and gradients of (M, D) rows; all tables are (K, K), ids are lists; ``upstream`` is (M,) for reduction "none"."""
-    m, g, d = len(embeddings), sample_ids, domain_ids
-    unit, norm = _unit_rows(embeddings, normalize)
+    """Loss and gradients of M rows and Q candidates; tables are (K, K); ``upstream`` is (M,) for reduction "none"."""
+    m = len(rows.values)
+    z = np.concatenate([rows.values, candidates.values])
+    g, d, e = (a + b for a, b in zip(rows[1:], candidates[1:], strict=True))
+    unit, norm = _unit_rows(z, normalize)
     pair = np.minimum.outer(d, d).astype(int), np.maximum.outer(d, d).astype(int)
     similarities = (unit @ unit.T - offset[pair]) / temperature[pair]
-    s = similarities.tolist()
 
-    def compared(i: int, j: int) -> bool:
-        return g[i] >= 0 and g[j] >= 0 and bool(domain_mask[d[i], d[j]])
-
-    comparable = [[compared(i, j) for j in range(m)] for i in range(m)]
-    positives = [[j for j in range(m) if comparable[i][j] and j != i and g[j] == g[i]] for i in range(m)]
-    negatives = [[j for j in range(m) if comparable[i][j] and g[j] != g[i]] for i in range(m)]
-    nu = [_logsumexp([s[i][n] for n in negatives[i]]) for i in range(m)]
-    anchors = [i for i in range(m) if positives[i]]
-
-    loss, loss_scale, loss_sensitivity, loss_underflow = np.zeros((4, m))
-    a = [{} for _ in range(m)]  # a[i][p], without q_i
-    for i in anchors:
-        for p in positives[i]:
-            share = weight[d[i], d[p]] / len(positives[i])
-            x = nu[i] - s[i][p]
-            a[i][p] = share * _sigmoid(x)
-            loss[i] += share * _softplus(x)
-            loss_scale[i] += abs(share) * _softplus(x)
-            loss_sensitivity[i] += abs(a[i][p]) * _exponent(s[i][p], nu[i])
-            loss_underflow[i] += abs(share)
-    q = _anchor_weights(reduction, upstream, m, len(anchors))
-    losses = Value(loss, loss_scale, loss_sensitivity, loss_underflow)
-    if reduction != "none":
-        losses = Value(*(v.sum() / (max(len(anchors), 1) if reduction == "mean" else 1) for v in losses))
-
-    c = [q[i] * sum(a[i].values()) for i in range(m)]
-    h = np.zeros((m, m))
+    loss, counts = np.zeros((4, m)), np.zeros(m, bool)
+    powers, constants, most = np.zeros((3, len(z), len(z)))  # ∂ℓ_i/∂s_ij and its underflow
+    exponent = np.zeros(len(z))
     for i in range(m):
-        for n in negatives[i]:
-            h[i, n] = c[i] * math.exp(s[i][n] - nu[i]) + c[n] * math.exp(s[i][n] - nu[n])
-        for p in positives[i]:
-            h[i, p] = -(q[i] * a[i][p] + q[p] * a[p][i])
+        w, seen = (table[d[i]][d].tolist() for table in (weight, domain_mask))
+        compared = [j for j in range(len(z)) if j != i and g[i] >= 0 and g[j] >= 0 and seen[j]]
+        positives = [j for j in compared if g[j] == g[i]]
+        negatives = [j for j in compared if g[j] != g[i] and not e[i] == e[j] >= 0]
+        anchor = OBJECTIVES[objective](similarities[i].tolist(), w, positives, negatives)
+        loss[:, i], exponent[i], counts[i] = anchor.loss, _magnitude(*anchor.logsumexps), anchor.counts
+        for matrix, terms in (powers, anchor.powers), (constants, anchor.constants), (most, anchor.underflow):
+            matrix[i, list(terms)] = list(terms.values())
 
-    reach = np.abs(q) * loss_underflow
-    h_tau, most = h / temperature[pair], np.add.outer(reach, reach) * np.reshape(comparable, (m, m)) / temperature[pair]
-    exponent = np.array([[_exponent(s[i][j], nu[i], nu[j]) for j in range(m)] for i in range(m)]).reshape(m, m)
+    alpha = np.where(counts, anchor_weight, 0)
+    total = (alpha.sum() or np.inf) if reduction == "mean" else 1.0
+    losses = Value(*loss * alpha)
+    if reduction != "none":
+        losses = Value(*(v.sum() / total for v in losses))
+
+    value, *measures = loss
+    if reduction == "mean":
+        value, measures = value - losses.value, [v + of_loss for v, of_loss in zip(measures, losses[1:], strict=True)]
+    factor = np.where(counts, upstream, 0) / total
+    by_weight = Value(value * factor, *(v * np.abs(factor) for v in measures))
+
+    q = np.zeros((len(z), 1))
+    q[:m, 0] = alpha * upstream / total
+    powers, constants, most = ((x + x.T) / temperature[pair] for x in (q * powers, q * constants, np.abs(q) * most))
+    h, size = powers + constants, np.abs(powers) + np.abs(constants)
+    sensitivity = np.abs(powers) * (np.abs(similarities) + np.add.outer(exponent, exponent))
+
     length = np.linalg.norm(unit, axis=1, keepdims=True)
-    rows = Value(
-        _through_norm(h_tau @ unit, unit, norm, normalize),
-        np.abs(h_tau) @ length / norm,
-        (np.abs(h_tau) * exponent) @ length / norm,
-        most @ length / norm,
+    by_row = _through_norm(h @ unit, unit, norm, normalize), *(x @ length / norm for x in (size, sensitivity, most))
+
+    def table(factor: np.ndarray | float, sensitivity: np.ndarray) -> Value:
+        terms = -h * factor, size * np.abs(factor), sensitivity, most * np.abs(factor)
+        return Value(*(_sum_by_pair(np.triu(x, 1), pair, len(temperature)) for x in terms))  # unordered pairs once
+
+    # A term that is no power shows the errors of s in the factor alone, where s may be the rest of what cancels.
+    made_of = (np.abs(unit) @ np.abs(unit).T + np.abs(offset[pair])) / temperature[pair]
+    return Answer(
+        loss=losses,
+        grad_embeddings=Value(*(x[:m] for x in by_row)),
+        grad_temperature=table(similarities, sensitivity * np.abs(similarities) + np.abs(constants) * made_of),
+        grad_offset=table(1.0, sensitivity),
+        grad_candidates=Value(*(x[m:] for x in by_row)),
+        grad_anchor_weight=by_weight,
     )
-
-    def table(factor: np.ndarray | float) -> Value:
-        terms = -h_tau * factor
-        addends = terms, np.abs(terms), np.abs(terms) * exponent, most * np.abs(factor)
-        return Value(*(_sum_by_pair(np.triu(t, 1), pair, len(temperature)) for t in addends))  # unordered pairs once
-
-    return Answer(losses, rows, table(similarities), table(1.0))
 
 
 class Similarity(NamedTuple):
@@ -181,14 +257,15 @@ def _sum_by_pair(terms: np.ndarray, pair: tuple[np.ndarray, np.ndarray], k: int)
     return sums
 
 
-def _anchor_weights(reduction: str, upstream: np.ndarray | float, m: int, anchors: int) -> np.ndarray:
-    if reduction == "none":
-        return np.asarray(upstream)
-    return np.full(m, upstream / max(anchors, 1) if reduction == "mean" else upstream)
+def _sum_of(terms: list[tuple[float, float, float]]) -> Value:
+    """Of terms of one sign or the other, with the sensitivity and the underflow of each."""
+    return Value(
+        sum(t[0] for t in terms), sum(abs(t[0]) for t in terms), sum(t[1] for t in terms), sum(t[2] for t in terms)
+    )
 
 
-def _exponent(*values: float) -> float:
-    return sum(abs(v) for v in values if math.isfinite(v))
+def _magnitude(*exponents: float) -> float:
+    return sum(abs(v) for v in exponents if math.isfinite(v))
 
 
 def _logsumexp(values: list[float]) -> float:

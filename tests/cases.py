@@ -1,7 +1,8 @@
 """The shared grid: small inputs of mp_nce that every backend must get right, in every dtype.
 
-A ``Case`` holds CPU tensors and keyword arguments of ``uniclip_kernels.mp_nce``; ``tests.evaluate`` runs it on a backend and
-compares it with the oracle. ``CASES`` is the grid; ``BY_NAME`` finds one of them.
+A ``Case`` holds CPU tensors and keyword arguments of an objective of ``uniclip_kernels``; ``tests.evaluate`` runs it on a
+backend and compares it with the oracle. ``CASES`` is the grid; ``BY_NAME`` finds one of them. The other objectives, and what
+else they can be given, are in ``tests.objective_cases``.
 """
 
 from __future__ import annotations
@@ -14,13 +15,32 @@ import torch
 from torch import Tensor
 
 
+def _as_they_are(z: Tensor) -> Tensor:
+    return z
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Rows that are no anchors: (Q, D) values and ids as those of a ``Case``."""
+
+    embeddings: Tensor
+    sample_ids: Tensor
+    domain_ids: Tensor | None = None
+    exclude_ids: Tensor | None = None
+    requires_grad: bool = True
+    layout: Callable[[Tensor], Tensor] = _as_they_are
+
+    def rows(self, dtype: torch.dtype, device: str = "cpu") -> Tensor:
+        return self.layout(self.embeddings.to(device, dtype))
+
+
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One call of mp_nce.
+    """One call of an objective.
 
     ``embeddings`` (M, D) are float32 values; ``rows`` casts them to the dtype under test and then applies ``layout``, which gives
-    them other strides or values. ``options`` are keyword arguments of mp_nce. ``upstream`` is the gradient of the loss: a number,
-    or (M,) for reduction "none".
+    them other strides or values. ``options`` are keyword arguments, ``exclude_ids`` and ``anchor_weight`` among them.
+    ``upstream`` is the gradient of the loss: a number, or (M,) for reduction "none".
     """
 
     name: str
@@ -29,7 +49,9 @@ class Case:
     domain_ids: Tensor | None = None
     options: dict = field(default_factory=dict)
     upstream: float | Tensor = 1.0
-    layout: Callable[[Tensor], Tensor] = lambda z: z
+    layout: Callable[[Tensor], Tensor] = _as_they_are
+    objective: str = "mp_nce"
+    candidates: Candidates | None = None
 
     @property
     def num_domains(self) -> int:
@@ -38,7 +60,7 @@ class Case:
         return next((len(t) for t in tables), 1)
 
     def rows(self, dtype: torch.dtype, device: str = "cpu") -> Tensor:
-        """The embeddings as mp_nce gets them."""
+        """The embeddings as they are given."""
         return self.layout(self.embeddings.to(device, dtype))
 
     def __repr__(self) -> str:
@@ -50,38 +72,54 @@ def make_case(
     m: int,
     d: int = 24,
     *,
+    objective: str = "mp_nce",
     samples: int | None = None,
     sample_ids: Tensor | None = None,
     domains: int = 2,
     domain_ids: Tensor | None = None,
     padding: float = 0.0,
+    groups: int = 0,
+    candidates: int | None = None,
+    candidates_require_grad: bool = True,
     norms: tuple[float, float] = (0.5, 2.0),
-    layout: Callable[[Tensor], Tensor] = lambda z: z,
+    layout: Callable[[Tensor], Tensor] = _as_they_are,
     upstream: float | Tensor = 1.0,
     **options,
 ) -> Case:
     """Rows scattered around the centre of their sample, in random order.
 
     ``samples``: how many there are at most (default m / 3); ``padding``: share of padding rows; ``norms``: range of ‖z‖,
-    log-uniform. Unless told otherwise every pair of the ``domains`` has its own temperature, offset and weight.
+    log-uniform; ``groups``: of samples that exclude each other, about as many samples again are in none; ``candidates``: how many
+    rows more there are that are candidates, of ids that come after those of the m rows. Unless told otherwise every pair of the
+    ``domains`` has its own temperature, offset and weight.
     """
     rng = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     samples = max(samples or m // 3, 1)
+    n = m + (candidates or 0)
     if sample_ids is None:
-        sample_ids = torch.randint(samples, (m,), generator=rng)
-        sample_ids[torch.rand(m, generator=rng) < padding] = -1
+        sample_ids = torch.randint(samples, (n,), generator=rng)
+        sample_ids[torch.rand(n, generator=rng) < padding] = -1
     if domain_ids is None:
-        domain_ids = torch.randint(domains, (m,), generator=rng)
-    centre = torch.randn(max(m, 1), d, generator=rng)[sample_ids.long() % max(m, 1)]
-    z = torch.randn(m, d, generator=rng) + 0.8 * centre
-    low, high = (torch.tensor(n).log() for n in norms)
-    z = torch.nn.functional.normalize(z, dim=1) * (low + (high - low) * torch.rand(m, 1, generator=rng)).exp()
+        domain_ids = torch.randint(domains, (n,), generator=rng)
+    centre = torch.randn(max(n, 1), d, generator=rng)[sample_ids.long() % max(n, 1)]
+    z = torch.randn(n, d, generator=rng) + 0.8 * centre
+    low, high = (torch.tensor(length).log() for length in norms)
+    z = torch.nn.functional.normalize(z, dim=1) * (low + (high - low) * torch.rand(n, 1, generator=rng)).exp()
     options.setdefault("temperature", symmetric(0.05 + 0.2 * torch.rand(domains, domains, generator=rng)))
     options.setdefault("offset", symmetric(0.4 * torch.rand(domains, domains, generator=rng) - 0.2))
-    options.setdefault("weight", 0.2 + torch.rand(domains, domains, generator=rng))
+    if objective != "mil_nce":
+        options.setdefault("weight", 0.2 + torch.rand(domains, domains, generator=rng))
     if options.get("reduction") == "none" and not isinstance(upstream, Tensor):
         upstream = torch.randn(m, generator=rng)
-    return Case(name, z, sample_ids, domain_ids, options, upstream, layout)
+    exclude_ids = None
+    if groups:
+        exclude_ids = torch.randint(-groups, groups, (samples,), generator=rng)[sample_ids.long() % samples]
+        options["exclude_ids"] = exclude_ids[:m]
+    others = None
+    if candidates is not None:
+        ids = (None if of_all is None else of_all[m:] for of_all in (sample_ids, domain_ids, exclude_ids))
+        others = Candidates(z[m:], *ids, candidates_require_grad, layout)
+    return Case(name, z[:m], sample_ids[:m], domain_ids[:m], options, upstream, layout, objective, others)
 
 
 _random = torch.Generator().manual_seed(0)

@@ -22,31 +22,41 @@ from torch import Tensor
 
 import uniclip_kernels
 from tests import brute_force
-from tests.cases import Case
+from tests.cases import Candidates, Case
 
-FIELDS = ("loss", "grad_embeddings", "grad_temperature", "grad_offset")
+FIELDS = tuple(brute_force.Answer._fields)
+ROWS = ("grad_embeddings", "grad_candidates")  # which have the dtype of the rows
 PLAIN_FACTOR = 2
 ULPS = 2
 
 
 @dataclass(frozen=True)
 class Result:
-    """float64 arrays: () or (M,), (M, D), and the shape of the argument, or None where that was a Python number."""
+    """float64 arrays in the shapes of the arguments, or None where there was none, or nothing to differentiate by."""
 
     loss: np.ndarray
     grad_embeddings: np.ndarray
-    grad_temperature: np.ndarray | None
-    grad_offset: np.ndarray | None
+    grad_temperature: np.ndarray | None = None
+    grad_offset: np.ndarray | None = None
+    grad_candidates: np.ndarray | None = None
+    grad_anchor_weight: np.ndarray | None = None
 
 
 def evaluate(case: Case, backend: str | None, dtype: torch.dtype, device: str = "cpu") -> Result:
-    """Loss and gradients of ``case`` through ``uniclip_kernels.mp_nce``."""
-    return _differentiate(case, dtype, device, functools.partial(uniclip_kernels.mp_nce, backend=backend))
+    """Loss and gradients of ``case`` through the public function."""
+    return _differentiate(
+        case, dtype, device, functools.partial(getattr(uniclip_kernels, case.objective), backend=backend)
+    )
+
+
+def specification(case: Case, dtype: torch.dtype) -> Result:
+    """The same straight from ``uniclip_kernels.reference``."""
+    return _differentiate(case, dtype, "cpu", getattr(uniclip_kernels.reference, case.objective))
 
 
 def plain(case: Case, dtype: torch.dtype) -> Result:
     """The same in plain PyTorch: what the dtype of the rows costs anybody."""
-    return _differentiate(case, dtype, "cpu", _plain_mp_nce)
+    return _differentiate(case, dtype, "cpu", functools.partial(_plain, case.objective))
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
@@ -62,22 +72,24 @@ def _differentiate(case: Case, dtype: torch.dtype, device: str, function) -> Res
 
     options = {name: prepare(value) for name, value in case.options.items()}
     z = case.rows(dtype, device).detach().requires_grad_()
-    ids = [None if ids is None else ids.to(device) for ids in (case.sample_ids, case.domain_ids)]
+    ids = [prepare(ids) for ids in (case.sample_ids, case.domain_ids)]
+    if case.candidates is not None:
+        rows = case.candidates.rows(dtype, device).detach().requires_grad_(case.candidates.requires_grad)
+        named = {name: prepare(getattr(case.candidates, name)) for name in ("sample_ids", "domain_ids", "exclude_ids")}
+        options |= {"candidates": rows} | {f"candidate_{name}": value for name, value in named.items()}
     loss = function(z, *ids, **options)
     assert loss.dtype == accumulator(dtype)
-    leaves = {"embeddings": z} | {
-        n: options[n] for n in ("temperature", "offset") if isinstance(options.get(n), Tensor)
-    }
+    leaves = {"embeddings": z} | {n: options.get(n) for n in ("temperature", "offset", "candidates", "anchor_weight")}
+    leaves = {n: leaf for n, leaf in leaves.items() if isinstance(leaf, Tensor) and leaf.requires_grad}
     upstream = torch.as_tensor(case.upstream, dtype=loss.dtype, device=device)
     grads = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values()), upstream), strict=True))
     assert all(grads[name].dtype == leaf.dtype and grads[name].shape == leaf.shape for name, leaf in leaves.items())
-    arrays = {name: grad.double().cpu().numpy() for name, grad in grads.items()}
-    return Result(
-        loss.detach().double().cpu().numpy(), arrays["embeddings"], arrays.get("temperature"), arrays.get("offset")
-    )
+    arrays = {f"grad_{name}": grad.double().cpu().numpy() for name, grad in grads.items()}
+    return Result(loss.detach().double().cpu().numpy(), **arrays)
 
 
-def _plain_mp_nce(
+def _plain(
+    objective: str,
     z: Tensor,
     sample_ids: Tensor,
     domain_ids: Tensor | None,
@@ -85,28 +97,62 @@ def _plain_mp_nce(
     offset: float | Tensor = 0.0,
     weight: float | Tensor = 1.0,
     domain_mask: Tensor | None = None,
+    exclude_ids: Tensor | None = None,
+    anchor_weight: Tensor | None = None,
+    candidates: Tensor | None = None,
+    candidate_sample_ids: Tensor | None = None,
+    candidate_domain_ids: Tensor | None = None,
+    candidate_exclude_ids: Tensor | None = None,
     reduction: str = "mean",
     normalize: bool = True,
 ) -> Tensor:
-    padding = sample_ids < 0
-    z = z.masked_fill(padding[:, None], 0)
+    m = len(z)
+    columns = [(z, sample_ids, domain_ids, exclude_ids)]
+    if candidates is not None:
+        columns.append((candidates, candidate_sample_ids, candidate_domain_ids, candidate_exclude_ids))
+
+    def ids(which: int, otherwise: int) -> Tensor:
+        of_each = [torch.full((len(c[0]),), otherwise) if c[which] is None else c[which].long() for c in columns]
+        return torch.cat(of_each).where(~padding, 0)
+
+    g = torch.cat([c[1].long() for c in columns])
+    padding = g < 0
+    d, e = ids(2, 0), ids(3, -1)
+    z = torch.cat([c[0] for c in columns]).masked_fill(padding[:, None], 0)
     unit = (F.normalize(z, dim=1) if normalize else z).to(accumulator(z.dtype))
-    d = torch.zeros_like(sample_ids, dtype=torch.long) if domain_ids is None else domain_ids.long()
-    upper = torch.minimum(d[:, None], d), torch.maximum(d[:, None], d)
+    upper = torch.minimum(d[:m, None], d), torch.maximum(d[:m, None], d)
 
     def spread(table, pair):
         return table[pair] if isinstance(table, Tensor) and table.ndim == 2 else table
 
-    s = (unit @ unit.T - spread(offset, upper)) / spread(temperature, upper)
-    out = padding[:, None] | padding | (False if domain_mask is None else ~domain_mask[upper])
-    same = sample_ids[:, None] == sample_ids
-    positive = same & ~out & ~torch.eye(len(z), dtype=torch.bool)
-    nu = s.masked_fill(same | out, -torch.inf).logsumexp(1, keepdim=True)
-    loss = torch.where(positive, F.softplus(nu - s, threshold=50) * spread(weight, (d[:, None], d[None])), 0).sum(1)
-    count = positive.sum(1)
-    loss = loss / count.clamp(min=1)
+    s = (unit[:m] @ unit.T - spread(offset, upper)) / spread(temperature, upper)
+    w = spread(weight, (d[:m, None], d[None]))
+    out = padding[:m, None] | padding | (False if domain_mask is None else ~domain_mask[upper])
+    same = g[:m, None] == g
+    out = out | (~same & (e[:m, None] == e) & (e >= 0))
+    positive, negative = same & ~out & ~torch.eye(m, len(g), dtype=torch.bool), ~same & ~out
+
+    def lse(of):
+        return s.masked_fill(~of, -torch.inf).logsumexp(1, keepdim=True)
+
+    def softplus(x):
+        return F.softplus(x, threshold=50)
+
+    counts, count = positive.any(1), positive.sum(1).clamp(min=1)
+    if objective == "mp_nce":
+        loss = torch.where(positive, softplus(lse(negative) - s) * w, 0).sum(1) / count
+    elif objective == "sup_con":
+        loss = torch.where(positive, (lse(positive | negative) - s) * w, 0).sum(1) / count
+    elif objective == "mil_nce":
+        x = lse(negative) - lse(positive)
+        loss = softplus(x.where(counts[:, None], 0)).squeeze(1)
+    else:
+        loss = torch.where(positive, softplus(-s) * w, 0).sum(1) + torch.where(negative, softplus(s), 0).sum(1)
+        counts = counts | negative.any(1)
+    alpha = torch.where(counts, torch.ones_like(loss) if anchor_weight is None else anchor_weight, 0)
+    loss = alpha * loss
     if reduction == "mean":
-        return loss.sum() / (count > 0).sum().clamp(min=1)
+        return loss.sum() / alpha.sum() if alpha.sum() > 0 else 0 * loss.sum()
     return loss.sum() if reduction == "sum" else loss
 
 
@@ -114,21 +160,30 @@ def _plain_mp_nce(
 def oracle(case: Case, dtype: torch.dtype) -> brute_force.Answer:
     """The float64 answer for the values that the rows have in ``dtype``."""
     k = case.num_domains
-    z = case.rows(dtype).double().masked_fill((case.sample_ids < 0)[:, None], 0)
-    domain_ids = torch.zeros(len(z)) if case.domain_ids is None or _scalars_only(case) else case.domain_ids
 
     def table(name: str, default: float) -> np.ndarray:
         return torch.as_tensor(case.options.get(name, default), dtype=torch.float64).expand(k, k).numpy()
 
-    mask = case.options.get("domain_mask")
-    return brute_force.mp_nce(
-        z.numpy(),
-        case.sample_ids.tolist(),
-        domain_ids.int().tolist(),
+    def rows(of: Case | Candidates, exclude_ids: Tensor | None) -> brute_force.Rows:
+        padding = of.sample_ids < 0
+        z = of.rows(dtype).double().masked_fill(padding[:, None], 0)
+        domain_ids = torch.zeros(len(z)) if of.domain_ids is None or _scalars_only(case) else of.domain_ids
+        excluded = torch.full((len(z),), -1) if exclude_ids is None else exclude_ids
+        ids = of.sample_ids, domain_ids.int().masked_fill(padding, 0), excluded
+        return brute_force.Rows(z.numpy(), *(i.tolist() for i in ids))
+
+    own = rows(case, case.options.get("exclude_ids"))
+    others = case.candidates or Candidates(case.embeddings[:0], case.sample_ids[:0])
+    mask, alpha = case.options.get("domain_mask"), case.options.get("anchor_weight")
+    return brute_force.differentiate(
+        case.objective,
+        own,
+        rows(others, others.exclude_ids),
         table("temperature", 0.07),
         table("offset", 0.0),
         table("weight", 1.0),
         np.ones((k, k), bool) if mask is None else mask.numpy(),
+        np.ones(len(own.values)) if alpha is None else alpha.double().numpy(),
         case.options.get("reduction", "mean"),
         case.options.get("normalize", True),
         torch.as_tensor(case.upstream, dtype=torch.float64).numpy(),
@@ -145,10 +200,11 @@ def assert_matches(result: Result, case: Case, dtype: torch.dtype) -> None:
         answer = oracle(case, dtype)
     rival = plain(case, dtype)
     for name in FIELDS:
-        got = getattr(result, name)
+        got, plain_value = getattr(result, name), getattr(rival, name)
+        assert (got is None) == (plain_value is None), f"{case.name}: {name} should be there, or should not"
         if got is not None:
-            out = dtype if name == "grad_embeddings" else accumulator(dtype)
-            assert_close(f"{case.name}: {name}", got, getattr(answer, name), getattr(rival, name), dtype, out)
+            out = dtype if name in ROWS else accumulator(dtype)
+            assert_close(f"{case.name}: {name}", got, getattr(answer, name), plain_value, dtype, out)
 
 
 def assert_close(

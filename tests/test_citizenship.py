@@ -8,8 +8,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.cases import BY_NAME
 from tests.evaluate import assert_matches, evaluate
-from uniclip_kernels import domain_similarity, mp_nce
+from uniclip_kernels import domain_similarity, mil_nce, mp_nce, siglip, sup_con
 from uniclip_kernels._backend import find
+from uniclip_kernels._problem import Inputs, Options
 
 OPS = torch.ops.uniclip_kernels
 
@@ -28,33 +29,52 @@ def tables(dtype: torch.dtype = torch.float32):
     return temperature, offset
 
 
-def forward_arguments(dtype: torch.dtype, keep: bool, num_domains: int):
+def given(objective: str, dtype: torch.dtype, num_domains: int, everything: bool) -> tuple[Inputs, Options]:
+    """What the operators take: rows and tables, and exclusions and candidates beside them."""
     accumulator = torch.float64 if dtype == torch.float64 else torch.float32
     z, ids, domains = rows(dtype=dtype)
     tau, b = (torch.full((num_domains, num_domains), x, dtype=accumulator, requires_grad=True) for x in (0.2, 0.1))
     mask = ~torch.eye(num_domains, dtype=torch.bool)
-    options = keep, False, None, None, True, "cpu"
-    return z, ids, domains, tau, b, torch.ones_like(tau.detach()), mask, *options
+    excluded, candidates = None, (None,) * 4
+    if everything:
+        excluded = ids // 4
+        candidates = rows(10, dtype=dtype, seed=2)[0], ids[:10], domains[:10], excluded[:10]
+    inputs = Inputs(z, ids, domains, excluded, *candidates, tau, b, torch.ones_like(tau.detach()), mask)
+    return inputs, Options(objective, True, False, None, None, "cpu", "")
 
 
 @pytest.mark.parametrize("num_domains", [2, 17])
-@pytest.mark.parametrize("keep", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_opcheck_of_the_public_operators(dtype, keep, num_domains):
-    arguments = forward_arguments(dtype, keep, num_domains)
-    torch.library.opcheck(OPS.mp_nce_fwd, arguments)
-    z, ids, domains, tau, b, weight, mask, _, *options = arguments
-    loss, _, *saved = (t.detach() for t in OPS.mp_nce_fwd(*arguments))
-    backward = (torch.ones_like(loss), z.detach(), ids, domains, weight, mask, *saved, True, *options)
-    torch.library.opcheck(OPS.mp_nce_bwd, backward)
+@pytest.mark.parametrize("everything", [True, False])
+@pytest.mark.parametrize(
+    ("objective", "dtype"),
+    [
+        ("mp_nce", torch.float32),
+        ("sup_con", torch.float64),
+        ("mil_nce", torch.bfloat16),
+        ("siglip", torch.float16),
+        ("mp_nce", torch.bfloat16),
+    ],
+)
+def test_opcheck_of_the_public_operators(objective, dtype, everything, num_domains):
+    inputs, options = given(objective, dtype, num_domains, everything)
+    arguments = *inputs, everything, *options  # keeps products
+    torch.library.opcheck(OPS.contrastive_fwd, arguments)
+    loss, _, *saved = (t.detach() for t in OPS.contrastive_fwd(*arguments))
+    inputs = (None if t is None else t.detach() for t in inputs)
+    backward = torch.ones_like(loss), *inputs, *saved, True, everything, *options
+    torch.library.opcheck(OPS.contrastive_bwd, backward)
 
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_opcheck_of_domain_similarity(dtype):
+    z = rows(dtype=dtype)[0]
+    tau, b = tables(torch.float64 if dtype == torch.float64 else torch.float32)
     x, y = z, rows(10, dtype=dtype, seed=1)[0]
-    similarity = (x, y, torch.arange(24) % 2, torch.arange(10) % 2, tau, b, False, True, "cpu")
+    similarity = (x, y, torch.arange(24) % 2, torch.arange(10) % 2, tau, b, True, False, "cpu", "")
     torch.library.opcheck(OPS.domain_similarity_fwd, similarity)
     s = OPS.domain_similarity_fwd(*similarity).detach()
-    x_ids, y_ids = similarity[2:4]
-    options = False, True, True, True, "cpu"
-    backward = (torch.ones_like(s), s, x.detach(), y.detach(), x_ids, y_ids, tau.detach(), *options)
+    inputs = [t.detach() for t in similarity[:6]]
+    backward = torch.ones_like(s), s, *inputs, True, True, *similarity[6:]
     torch.library.opcheck(OPS.domain_similarity_bwd, backward)
 
 
@@ -82,15 +102,21 @@ def test_opcheck_of_the_cpu_primitives(monkeypatch):
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_gradcheck(reduction):
-    z, ids, domains = rows(10, 4, torch.float64)
+@pytest.mark.parametrize("objective", [mp_nce, sup_con, mil_nce, siglip])
+def test_gradcheck(objective, reduction):
+    (z, ids, domains), (candidates, *_) = rows(10, 4, torch.float64), rows(4, 4, torch.float64, seed=1)
     ids[7] = -1
-    weight = torch.tensor([[1.0, 0.5], [2.0, 0.0]], dtype=torch.float64)
+    constant = dict(candidate_sample_ids=torch.arange(4) * 2, candidate_domain_ids=domains[:4], exclude_ids=ids // 2)
+    constant |= dict(candidate_exclude_ids=torch.arange(4), reduction=reduction, backend="cpu")
+    if objective is not mil_nce:
+        constant["weight"] = torch.tensor([[1.0, 0.5], [2.0, 0.0]], dtype=torch.float64)
 
-    def loss(z, tau, b):
-        return mp_nce(z, ids, domains, temperature=tau, offset=b, weight=weight, reduction=reduction, backend="cpu")
+    def loss(z, candidates, tau, b, alpha):
+        options = dict(temperature=tau, offset=b, anchor_weight=alpha, candidates=candidates)
+        return objective(z, ids, domains, **options, **constant)
 
-    assert torch.autograd.gradcheck(loss, (z, *tables(torch.float64)), atol=1e-6)
+    alpha = torch.linspace(0.5, 1.5, 10, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(loss, (z, candidates, *tables(torch.float64), alpha), atol=1e-6)
 
 
 def test_gradcheck_of_the_similarity():

@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor.utils import fresh_cache
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from uniclip_kernels import MPNCELoss, domain_similarity, mp_nce
+from uniclip_kernels import MPNCELoss, domain_similarity, mil_nce, mp_nce, siglip, sup_con
 from uniclip_kernels._backend import find
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -58,6 +58,21 @@ def test_one_graph_of_the_loss_for_every_number_of_rows(num_domains, dtype):
         return mp_nce(*rows, temperature=tau, offset=0.1, backend="cpu")
 
     assert graphs(loss, (inputs(m, num_domains, dtype) for m in SIZES)) == 1
+
+
+@pytest.mark.parametrize("objective", [mp_nce, sup_con, mil_nce, siglip])
+def test_one_graph_for_every_number_of_rows_and_candidates(objective):
+    tau = table(2)
+
+    def loss(z, ids, domains, candidates, alpha):
+        of_candidates = dict(candidates=candidates, candidate_sample_ids=torch.arange(candidates.shape[0]))
+        options = dict(temperature=tau, offset=0.1, anchor_weight=alpha, exclude_ids=ids // 2, backend="cpu")
+        excluded = of_candidates["candidate_sample_ids"] // 2
+        return objective(z, ids, domains, **options, **of_candidates, candidate_exclude_ids=excluded)
+
+    sizes = [(20, 35), (2, 33), (33, 2), (300, 1000), (1000, 300)]
+    calls = ((*inputs(m), inputs(q)[0], torch.rand(m, requires_grad=True)) for m, q in sizes)
+    assert graphs(loss, calls) == 1
 
 
 def test_one_graph_also_for_very_many_rows():

@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 
+from tests import cases, objective_cases
 from tests import similarity_cases as similarity
-from tests.cases import BY_NAME, CASES, make_case
+from tests.cases import make_case
 from tests.emulation.cuda.backends import emulated
 from tests.emulation.installed import installed
 from tests.evaluate import assert_matches, evaluate
@@ -15,17 +16,28 @@ from uniclip_kernels import domain_similarity
 from uniclip_kernels._layout import sort_rows
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+BY_NAME = cases.BY_NAME | objective_cases.BY_NAME
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=repr)
-def test_mp_nce_on_the_grid(case, dtype):
+@pytest.mark.parametrize("case", BY_NAME.values(), ids=repr)
+def test_the_grid(case, dtype):
     with installed("cuda", emulated()):
         assert_matches(evaluate(case, "cuda", dtype), case, dtype)
 
 
+MANY_TILES = (
+    "larger",
+    "mask-some-of-five",
+    "classes-10-of-3-domains",
+    "none",
+    "sup_con-candidates",
+    "siglip-everything",
+)
+
+
 @pytest.mark.parametrize("thread_order", [1, 2, 3])
-@pytest.mark.parametrize("name", ["larger", "mask-some-of-five", "classes-10-of-3-domains", "none"])
+@pytest.mark.parametrize("name", MANY_TILES)
 def test_the_order_of_threads_changes_no_bit(name, thread_order):
     case = BY_NAME[name]
     with installed("cuda", emulated()):
@@ -44,6 +56,10 @@ OFF_THE_DIAGONAL = (
     "rows-200-one-domain",
     "classes-uneven",
     "classes-2-of-3-domains",
+    "sup_con-few-classes",
+    "mil_nce-everything",
+    "siglip-five-domains",
+    "siglip-candidates",
 )
 
 
@@ -64,19 +80,64 @@ def test_rows_that_are_not_finite_show_where_all_are_of_one_sample(dtype):
         assert not math.isfinite(evaluate(case, "cuda", dtype).loss)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_both_tails_of_softplus(dtype):
+    opposite = make_case("siglip-s-400", 60, 1, objective="siglip", temperature=0.0025, offset=0.0)
+    alone = dict(sample_ids=torch.arange(60), temperature=0.1)
+    below, above = (make_case(f"siglip-{b}", 60, objective="siglip", offset=b, **alone) for b in (3.0, -3.0))
+    for case in (opposite, below, above):
+        with installed("cuda", emulated()):
+            assert_matches(evaluate(case, "cuda", dtype), case, dtype)
+
+
+@pytest.mark.parametrize("objective", ["sup_con", "siglip"])
+def test_candidates_are_no_anchors(objective):
+    """No block of the forward pass of positives has them for rows."""
+    backend, seen = emulated(), {}
+    ops = backend.ops
+
+    def recorded(name):
+        def call(*args):
+            seen[name] = args
+            getattr(ops, name)(*args)
+
+        return call
+
+    backend.ops = type("Recorder", (), {"__getattr__": lambda self, name: recorded(name)})()
+    with installed("cuda", backend):
+        evaluate(BY_NAME[f"{objective}-candidates"], "cuda", torch.bfloat16)
+    rows, *_, parts = seen["cuda_positives_forward"]
+    assert (len(rows), parts.shape[-1]) == (6 * 128, 3 * 128)
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["starts follow", "starts given"])
 @pytest.mark.parametrize("k", [1, 3, 1000])
-def test_spans(k):
-    """As the layout's definition says, for few and for many samples."""
+def test_the_layout(k, apart):
+    """As its definition says, for few and for many samples; also with empty tiles before the upper half of the domains."""
     rng = torch.Generator().manual_seed(k)
-    domain_ids, mask = torch.randint(k, (900,), generator=rng), torch.rand(k, k, generator=rng) < 0.7
-    sizes = torch.bincount(domain_ids, minlength=k).tolist() if k > 3 else None
+    domain_ids, mask = torch.randint(2 * k, (900,), generator=rng), torch.rand(2 * k, 2 * k, generator=rng) < 0.7
     for samples in (2, 40, 900):
         sample_ids = torch.randint(-1, samples, (900,), generator=rng)
-        expected = sort_rows(sample_ids, domain_ids, k, mask, 128, sizes)
-        got = emulated().sort_rows(sample_ids, domain_ids, k, mask, sizes)
+        filled = torch.bincount(domain_ids[sample_ids >= 0], minlength=2 * k)
+        edges = torch.cat([filled.new_zeros(1), ((filled + 127) // 128 * 128).cumsum(0)])
+        slots, starts = int(edges[-1]) + 256, None
+        if apart:
+            starts = edges
+            starts[k:] += 256
+        expected = sort_rows(sample_ids, domain_ids, 2 * k, mask, 128, slots, starts)
+        got = emulated().sort_rows(sample_ids, domain_ids, 2 * k, mask, slots, starts)
+        held = expected.tiles[:, 1] > 0
         assert torch.equal(got.spans, expected.spans)
         assert torch.equal(got.order, expected.order)
+        assert torch.equal(got.slot, expected.slot)
         assert torch.equal(got.tiles[:, :2], expected.tiles[:, :2])
+        assert torch.equal(_groups(got.ids), _groups(expected.ids))
+        assert torch.equal(_groups(got.tiles[held, 2:]), _groups(expected.tiles[held, 2:]))
+
+
+def _groups(numbers: torch.Tensor) -> torch.Tensor:
+    """The numbers of samples as dense ones: backends number them as they like."""
+    return numbers.unique(return_inverse=True)[1]
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.emulation.cuda import build
+from tests.objective_cases import OBJECTIVES
 from uniclip_kernels import cuda
 from uniclip_kernels._layout import Rectangle
 
@@ -82,6 +83,8 @@ def test_the_device_decides(monkeypatch, capability, multiprocessors):
     device = torch.device("cuda", 0)
     assert cuda._hopper_multiprocessors(device) == multiprocessors
     for dtype in (torch.bfloat16, torch.float16):
-        assert (cuda.BACKEND.preference(device, dtype) > 1) == (multiprocessors > 0)
-    assert cuda.BACKEND.preference(device, torch.float32) == 0
+        for objective in OBJECTIVES:
+            preferred = cuda.BACKEND.preference(device, dtype, objective) > 1
+            assert preferred == (multiprocessors > 0 and objective != "siglip")
+    assert cuda.BACKEND.preference(device, torch.float32, "mp_nce") == 0
     cuda._hopper_multiprocessors.cache_clear()

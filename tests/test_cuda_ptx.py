@@ -5,8 +5,8 @@ import functools
 import pytest
 import torch
 
+from tests import cases, objective_cases
 from tests import similarity_cases as similarity
-from tests.cases import BY_NAME
 from tests.emulation.cuda.backends import executed_ptx
 from tests.emulation.installed import installed
 from tests.evaluate import assert_matches, evaluate
@@ -23,13 +23,19 @@ NAMES = (
     "few-samples",
     "none",
     "unaligned",
+    "sup_con-everything",
+    "mil_nce-some-without",
+    "mil_nce-candidates-many-constant",
+    "siglip-everything",
+    "siglip-temperature-0.005",
 )
+BY_NAME = cases.BY_NAME | objective_cases.BY_NAME
 
 
 @pytest.mark.parametrize("architecture", [80, 120])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", NAMES)
-def test_mp_nce(name, dtype, architecture):
+def test_the_grid(name, dtype, architecture):
     with installed("cuda", executed_ptx(architecture)):
         assert_matches(evaluate(BY_NAME[name], "cuda", dtype), BY_NAME[name], dtype)
 

@@ -9,7 +9,7 @@ import pytest
 from tests.emulation.cuda import build
 
 ADDRESSES, THREADS = "address,undefined", "thread"
-STORE_BEYOND = ("similarity_lse.cu", "row_out[thread] = kNothing;", "row_out[thread + 1] = kNothing;")
+STORE_BEYOND = ("similarity_lse.cu", "nothing().store(row_out + thread,", "nothing().store(row_out + thread + 1,")
 NO_BARRIER = (
     "tile.cuh",
     "ptx::cp_async_wait<kStages - 2>();\n    __syncthreads();",
@@ -34,7 +34,11 @@ def test_every_kernel(sanitizer):
 @pytest.mark.parametrize(
     ("sanitizer", "fault", "message"),
     [
-        (ADDRESSES, STORE_BEYOND, r"heap-buffer-overflow[^#]*WRITE[^#]*#0 .*similarity_lse_kernel"),
+        (
+            ADDRESSES,
+            STORE_BEYOND,
+            r"heap-buffer-overflow[^#]*WRITE[^#]*#0 .*LogSum::store[^#]*#1 .*similarity_lse_kernel",
+        ),
         (THREADS, NO_BARRIER, r"data race[^#]*#0 .*ldmatrix[^#]*#1 .*dot_tile"),
         (None, WRONG_FRAGMENT, r"^WRONG lse"),
     ],

@@ -38,7 +38,7 @@ extern "C" __global__ void product(const float* x, const float* y, int d, float*
 @pytest.mark.parametrize("arch", cubins.ARCHITECTURES)
 def test_every_kernel(arch):
     kernels = cubins.kernels(arch)
-    assert len(kernels) == 34, "20 of tiles, 9 of rows in three types, two sums, two of the layout and one of values"
+    assert len(kernels) == 50, "36 of tiles, 9 of rows in three types, two sums, two of the layout and one of values"
     for name, code in kernels.items():
         try:
             assert_as_planned(code, arch)
@@ -49,9 +49,11 @@ def test_every_kernel(arch):
 @needs_extension
 @pytest.mark.parametrize("arch", cubins.ARCHITECTURES)
 @pytest.mark.parametrize("operand", cubins.OPERANDS)
-@pytest.mark.parametrize("name", cubins.TILE_KERNELS)
-def test_kernels_over_tiles(name, operand, arch):
-    code = cubins.tile_kernel(name, operand, arch)
+@pytest.mark.parametrize(
+    ("name", "flag"), [(n, False) for n in cubins.TILE_KERNELS] + [(n, True) for n in cubins.WITH_FLAG]
+)
+def test_kernels_over_tiles(name, flag, operand, arch):
+    code = cubins.tile_kernel(name, operand, arch, flag)
     assert_multiplies(code, "HMMA", 512)
     counts = product_loop(code, "HMMA").counts
     assert counts["LDSM"] > 0

@@ -14,13 +14,13 @@ SIGNATURES = (
     "void uniclip::cuda::gather_rows_kernel<__nv_bfloat16>(__nv_bfloat16 const*, long)",
     "uniclip::cuda::merge_lse_kernel(float*, float const*, long, int)",
 )
-OF_SM_90A = "void uniclip::cuda::hopper::hopper_lse_kernel<__nv_bfloat16, true>(CUtensorMap_st, float*)"
+OF_SM_90A = [f"void uniclip::cuda::hopper::hopper_lse_kernel<__nv_bfloat16, {b}>(float*)" for b in ("true", "false")]
 EXTENSION = SimpleNamespace(
     architectures=[80, 90, 100, 120],
     cuda_version="13.0",
     torch_version="2.14.1",
     kernels=[(s, a, 40 + a, 16 if a == 120 else 0) for s in SIGNATURES for a in (80, 90, 100, 120)]
-    + [(OF_SM_90A, 90, 168, 0)],
+    + [(s, 90, registers, 0) for s, registers in zip(OF_SM_90A, (168, 99), strict=True)],
 )
 
 

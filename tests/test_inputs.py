@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from uniclip_kernels import MPNCELoss, backends, domain_similarity, mp_nce, stack_views
+from uniclip_kernels import MPNCELoss, backends, domain_similarity, mil_nce, mp_nce, siglip, stack_views, sup_con
 
 Z = torch.randn(6, 4)
 IDS = torch.tensor([0, 0, 1, 1, 2, 2])
@@ -248,3 +248,80 @@ def test_a_backend_that_cannot_run_says_why():
 def test_value_checks_can_be_turned_off(monkeypatch):
     monkeypatch.setenv("UNICLIP_CHECK_VALUES", "0")
     mp_nce(Z, IDS, temperature=torch.tensor(-1.0))  # whatever it gives, no error
+
+
+IDS_5 = torch.arange(5)
+CANDIDATES = {"candidates": torch.randn(5, 4), "candidate_sample_ids": IDS_5}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"exclude_ids": IDS.float()}, TypeError, "exclude_ids must be an integer tensor, got torch.float32"),
+        (
+            {"exclude_ids": IDS[:5]},
+            ValueError,
+            r"exclude_ids must have shape \(6,\), one for each row of embeddings, got \(5,\)",
+        ),
+        (
+            {"exclude_ids": torch.tensor([0, 1, 2, 2, 3, 3])},
+            ValueError,
+            "exclude_ids .* must be the same for all rows of a sample",
+        ),
+        (
+            CANDIDATES | {"exclude_ids": IDS * 0 + 1, "candidate_exclude_ids": IDS_5 * 0},
+            ValueError,
+            "must be the same for all rows",
+        ),
+        (CANDIDATES | {"exclude_ids": IDS * 0 + 1}, ValueError, "must be the same for all rows of a sample"),
+        ({"anchor_weight": 0.5}, TypeError, "anchor_weight must be a floating-point tensor, got float"),
+        ({"anchor_weight": IDS}, TypeError, "anchor_weight must be a floating-point tensor, got torch.int64"),
+        ({"anchor_weight": torch.ones(5)}, ValueError, r"anchor_weight must have shape \(6,\).*got \(5,\)"),
+        (
+            {"anchor_weight": -torch.ones(6)},
+            ValueError,
+            r"anchor_weight must be non-negative and finite, got -1.0 at \[0\]",
+        ),
+        (
+            {"anchor_weight": torch.ones(6) / 0},
+            ValueError,
+            r"anchor_weight must be non-negative and finite, got inf at \[0\]",
+        ),
+        ({"candidates": Z}, ValueError, "candidate_sample_ids must be given with candidates, got None"),
+        ({"candidates": Z.tolist(), "candidate_sample_ids": IDS}, TypeError, "candidates must be a tensor, got list"),
+        (
+            CANDIDATES | {"candidates": torch.ones(5, 3)},
+            ValueError,
+            "candidates must have the D, dtype and device of embeddings, 4",
+        ),
+        (
+            CANDIDATES | {"candidates": torch.ones(5, 4).half()},
+            ValueError,
+            "candidates must have the D, dtype and device.*float16",
+        ),
+        (
+            CANDIDATES | {"candidate_sample_ids": IDS},
+            ValueError,
+            r"candidate_sample_ids must have shape \(5,\), one for each row of candidates",
+        ),
+        (
+            CANDIDATES | {"candidate_domain_ids": IDS_5},
+            ValueError,
+            r"candidate_domain_ids must be in \[0, 2\), got 2 at \[2\]",
+        ),
+        ({"candidate_sample_ids": IDS}, ValueError, "candidate_sample_ids must be None where there are no candidates"),
+        ({"candidate_domain_ids": IDS}, ValueError, "candidate_domain_ids must be None where there are no candidates"),
+        (
+            {"candidate_exclude_ids": IDS},
+            ValueError,
+            "candidate_exclude_ids must be None where there are no candidates",
+        ),
+    ],
+)
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("objective", [mp_nce, sup_con, mil_nce, siglip])
+def test_objectives_name_what_is_wrong(objective, arguments, error, message, backend):
+    good = {"embeddings": Z, "sample_ids": IDS, "domain_ids": DOMAINS, "temperature": TABLE, "backend": backend}
+    objective(**good)
+    with pytest.raises(error, match=message):
+        objective(**{**good, **arguments})

@@ -9,10 +9,20 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from tests.emulation.aot import Recorder
 from tests.emulation.installed import installed
-from uniclip_kernels import MPNCELoss, _known, mp_nce, stack_views
-from uniclip_kernels._layout import panels_of_sizes, rectangles, sort_rows, starts_of, uniform_panels
-from uniclip_kernels.functional import _on_device
+from uniclip_kernels import MPNCELoss, _known, mp_nce, stack_views, sup_con
+from uniclip_kernels._contrastive import _on_device
+from uniclip_kernels._layout import (
+    Layout,
+    padded_rows,
+    panels_of_sizes,
+    rectangles,
+    sort_rows,
+    starts_of,
+    uniform_panels,
+)
+from uniclip_kernels._rows import Rows
 from uniclip_kernels.triton import TritonBackend
+from uniclip_kernels.triton.positives import CHUNKS
 
 CLIP = torch.tensor([[False, True], [True, False]])
 BLOCK = 128
@@ -26,6 +36,13 @@ def test_uniform_panels_are_balanced(tiles):
     sides = [(p.end - p.start) // BLOCK for p in panels]
     assert len(sides) == -(-tiles // 90)
     assert max(sides, default=0) - min(sides, default=0) <= 1
+
+
+def laid_out(sample_ids, domain_ids, k, mask, block, sizes) -> Layout:
+    m = len(sample_ids)
+    slots = padded_rows(m, k, block, sizes)
+    starts = starts_of(Rows(m, torch.empty(m, 1), sample_ids, domain_ids, None), k, sizes, slots, slots, block)
+    return sort_rows(sample_ids, domain_ids, k, mask, block, slots, starts)
 
 
 def test_rectangles_leave_out_masked_pairs_and_no_other():
@@ -49,7 +66,7 @@ def test_spans_name_the_tiles_that_may_hold_positives(classes, block, padding, k
     sample_ids[torch.rand(500) < padding] = -1
     mask = mask | mask.T
     sizes = torch.bincount(domain_ids).tolist() if known else None
-    layout = sort_rows(sample_ids, domain_ids, 3, mask, block, sizes)
+    layout = laid_out(sample_ids, domain_ids, 3, mask, block, sizes)
     assert torch.equal(layout.slot < 0, sample_ids < 0)
     positive = (sample_ids[:, None] == sample_ids) & (sample_ids >= 0)[:, None] & mask[domain_ids[:, None], domain_ids]
     for i, p in (positive & ~torch.eye(500, dtype=torch.bool)).nonzero().tolist():
@@ -97,13 +114,14 @@ def test_nothing_is_kept_while_a_graph_is_made():
 def test_sizes_that_are_no_more_are_an_error():
     domain_ids = torch.arange(300) // 260
     with pytest.raises(RuntimeError, match="hold other domains"):
-        sort_rows(torch.arange(300), domain_ids, 2, None, BLOCK, [100, 200])
+        laid_out(torch.arange(300), domain_ids, 2, None, BLOCK, [100, 200])
 
 
 def test_one_domain_needs_nothing_of_the_host():
-    assert starts_of([300], BLOCK, torch.device("cpu")) is None
-    assert starts_of([300, 0], BLOCK, torch.device("cpu")) is None
-    assert starts_of([300, 1], BLOCK, torch.device("cpu")).tolist() == [0, 384, 512]
+    rows = Rows(301, torch.empty(301, 1), torch.arange(301), torch.arange(301) // 300, None)
+    assert starts_of(rows, 1, [301], 384, 384, BLOCK) is None
+    assert starts_of(rows, 2, [301, 0], 384, 384, BLOCK) is None
+    assert starts_of(rows, 2, [300, 1], 512, 512, BLOCK).tolist() == [0, 384, 512]
 
 
 def test_a_mask_first_seen_in_inference_mode_can_be_trained_with():
@@ -152,3 +170,18 @@ def test_the_module_passes_on_what_the_mask_is():
     with installed("triton", TritonBackend("cpu", recorder)):
         criterion(z, sample_ids, domain_ids)
     assert programs(recorder, "similarity_lse_kernel") == 4
+
+
+def test_candidates_are_no_anchors():
+    """No tile of candidates alone is launched, nor any of their positives."""
+    recorder = Recorder("90")
+    rows, candidates = (torch.randn(n, 64).bfloat16().requires_grad_() for n in (300, 1000))
+    with installed("triton", TritonBackend("cpu", recorder)):
+        ids = torch.arange(1000)
+        sup_con(rows, ids[:300], candidates=candidates, candidate_sample_ids=ids, backend="triton").backward()
+    own, others = 300 // BLOCK + 2, 1000 // BLOCK + 2
+    triangle = own // 2 * (own + 1)
+    for kernel in ("similarity_lse_kernel", "similarity_grad_kernel"):
+        assert programs(recorder, kernel) == triangle + own * others
+    assert programs(recorder, "positives_forward_kernel") == own * CHUNKS
+    assert programs(recorder, "positives_grad_kernel") == 2 * own * CHUNKS

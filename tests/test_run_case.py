@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+import uniclip_kernels
+from tests import objective_cases
 from tests.cases import BY_NAME, Case, make_case, mask_without
-from tests.emulation.run_case import BACKENDS, KEYS, run_case
+from tests.emulation.run_case import BACKENDS, KEYS, OBJECTIVES, run_case
 from tests.evaluate import Result, assert_matches
+from uniclip_kernels import reference
 
 RAGGED = BY_NAME["mask-some-of-five"]
 LOWER = torch.full((3, 3), torch.nan).tril(-1)  # must not be read
@@ -28,16 +31,33 @@ UNUSUAL = make_case(
     reduction="sum",
     normalize=False,
 )
+GENERAL = [f"{objective}-everything" for objective in OBJECTIVES]
+GENERAL += [
+    "mp_nce-candidates-empty",
+    "anchor-weight-sum",
+    "exclusions-of-own-rows-alone",
+    "sup_con-candidates-many-constant",
+]
 WITHIN_A_PROCESS = tuple(name for name in BACKENDS if name != "triton-interpreted")  # which needs one to itself
 
 
 def arrays(case: Case, dtype: torch.dtype) -> dict[str, np.ndarray]:
     """What in.npz holds."""
     k = case.num_domains
-    given = case.options | {"embeddings": case.embeddings, "sample_ids": case.sample_ids, "domain_ids": case.domain_ids}
-    given = {"domain_mask": torch.ones(k, k, dtype=torch.bool), "reduction": "mean", "normalize": True} | given
+    ones = {key: torch.ones(k, k) for key in ("temperature", "weight", "offset")}
+    given = {"domain_mask": torch.ones(k, k, dtype=torch.bool), "reduction": "mean", "normalize": True}
+    given |= ones | case.options | {name: getattr(case, name) for name in ("embeddings", "sample_ids", "domain_ids")}
+    if case.objective != "mp_nce":
+        given["objective"] = case.objective
+    if case.candidates is not None:
+        given["candidates"] = case.candidates.embeddings
+        given["candidates_require_grad"] = case.candidates.requires_grad
+        for name in ("sample_ids", "domain_ids", "exclude_ids"):
+            given[f"candidate_{name}"] = getattr(case.candidates, name)
+    if isinstance(case.upstream, torch.Tensor) or case.upstream != 1:
+        given["upstream"] = case.upstream
     given["dtype"] = str(dtype).removeprefix("torch.")
-    return {key: np.asarray(value) for key, value in given.items()}
+    return {key: np.asarray(value) for key, value in given.items() if value is not None}
 
 
 def start(backend: str, given: Path, out: Path) -> subprocess.CompletedProcess:
@@ -76,6 +96,40 @@ def test_few_rows_of_one_domain(backend, rows):
     assert_matches(Result(**run_case(backend, arrays(case, torch.float32))), case, torch.float32)
 
 
+@pytest.fixture
+def from_reference(monkeypatch):
+    """The public functions, as far as they don't know all arguments yet."""
+    for objective in OBJECTIVES:
+
+        def public(*, backend, objective=objective, **arguments):
+            assert backend == "reference"
+            return getattr(reference, objective)(**arguments)
+
+        monkeypatch.setattr(uniclip_kernels, objective, public, raising=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", GENERAL)
+def test_every_objective_and_argument(name, dtype, from_reference):
+    case = objective_cases.BY_NAME[name]
+    assert_matches(Result(**run_case("reference", arrays(case, dtype))), case, dtype)
+
+
+def test_the_gradient_from_above_is_one_if_not_given(from_reference):
+    given = arrays(objective_cases.BY_NAME["siglip-none"], torch.float32)
+    ones = given | {"upstream": np.ones(90)}
+    del given["upstream"]
+    found, expected = run_case("reference", given), run_case("reference", ones)
+    assert found["loss"].shape == (90,)
+    assert all((found[key] == expected[key]).all() for key in expected)
+
+
+def test_candidates_get_a_gradient_if_not_told_otherwise(from_reference):
+    given = arrays(objective_cases.BY_NAME["sup_con-candidates"], torch.float32)
+    del given["candidates_require_grad"]
+    assert run_case("reference", given)["grad_candidates"].shape == (30, 24)
+
+
 @pytest.mark.parametrize("key", KEYS)
 def test_a_missing_key_is_named(key):
     case = arrays(RAGGED, torch.float32)
@@ -84,11 +138,23 @@ def test_a_missing_key_is_named(key):
         run_case("reference", case)
 
 
+def test_candidates_need_sample_ids_and_the_other_way_round():
+    case = arrays(objective_cases.BY_NAME["sup_con-candidates"], torch.float32)
+    with pytest.raises(ValueError, match="lacks candidate_sample_ids"):
+        run_case("reference", {key: value for key, value in case.items() if key != "candidate_sample_ids"})
+    with pytest.raises(ValueError, match="but no candidates"):
+        run_case("reference", {key: value for key, value in case.items() if key != "candidates"})
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
         ("dtype", "float64"),
-        ("reduction", "none"),
+        ("reduction", "median"),
+        ("objective", "clip"),
+        ("exclude_ids", np.zeros(190)),
+        ("anchor_weight", np.array(["a"])),
+        ("upstream", np.ones(190)),
         ("normalize", "yes"),
         ("sample_ids", np.zeros(190)),
         ("sample_ids", np.full(190, 1 << 63, np.uint64)),

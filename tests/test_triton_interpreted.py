@@ -3,10 +3,16 @@
 import pytest
 import torch
 
-from tests.cases import BY_NAME, CASES
+from tests import cases, objective_cases
 from tests.emulation import interpreter as interpreting
 from tests.evaluate import assert_matches
 
+#: Tiles of negatives alone, most of them in one tail or the other.
+SIGMOIDS = cases.make_case(
+    "siglip-full-tiles", 520, 64, objective="siglip", sample_ids=torch.arange(520) // 2, domains=1, temperature=0.01
+)
+CASES = [*cases.CASES, *objective_cases.CASES, SIGMOIDS]
+BY_NAME = {case.name: case for case in CASES}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -38,7 +44,8 @@ def _evaluate_in_autocast(name: str):
 
 
 @pytest.mark.parametrize(
-    "name", [case.name for case in CASES if case.name.startswith("full-tiles")] + ["larger", "clip"]
+    "name",
+    [case.name for case in CASES if "full-tiles" in case.name] + ["larger", "clip", "sup_con-everything"],
 )
 def test_in_the_configuration_for_sm_90(name, interpreter):
     """With descriptors and one exponential an element."""
@@ -48,8 +55,39 @@ def test_in_the_configuration_for_sm_90(name, interpreter):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=repr)
-def test_mp_nce_on_the_grid(case, dtype, interpreter):
+def test_on_the_grid(case, dtype, interpreter):
     assert_matches(interpreter(_evaluate, case.name, dtype), case, dtype)
+
+
+def _layout(sizes: tuple[int, int], k: int, samples: int):
+    """By the kernels and by PyTorch, of own rows and candidates in K domains each."""
+    from tests.emulation.triton_backends import interpreted
+    from uniclip_kernels._layout import padded_rows, sort_rows, starts_of
+    from uniclip_kernels._rows import Rows
+
+    own, n = sizes[0], sum(sizes)
+    rng = torch.Generator().manual_seed(k)
+    sample_ids = torch.randint(-1, samples, (n,), generator=rng)
+    domain_ids = torch.randint(k, (n,), generator=rng) + k * (torch.arange(n) >= own)
+    mask = (torch.rand(k, k, generator=rng) < 0.7).repeat(2, 2)
+    own_slots, others = (padded_rows(size, k, 128) for size in sizes)
+    rows = Rows(own, torch.empty(n, 1), sample_ids, domain_ids, None)
+    starts = starts_of(rows, k, None, own_slots, own_slots + others, 128)
+    args = sample_ids, domain_ids, 2 * k, mask
+    return interpreted().sort_rows(*args, own_slots + others, starts), sort_rows(*args, 128, own_slots + others, starts)
+
+
+@pytest.mark.parametrize("samples", [2, 40, 900])
+@pytest.mark.parametrize(("sizes", "k"), [((500, 400), 1), ((300, 700), 3), ((130, 0), 2), ((900, 200), 16)])
+def test_layout_with_candidates(sizes, k, samples, interpreter):
+    got, expected = interpreter(_layout, sizes, k, samples)
+    assert torch.equal(got.order, expected.order)
+    assert torch.equal(got.slot, expected.slot)
+    assert torch.equal(got.spans, expected.spans)
+    assert torch.equal(got.tiles[:, :2], expected.tiles[:, :2])
+    filled = expected.tiles[:, 1] > 0
+    ids, tiles = (torch.cat([layout.ids, layout.tiles[filled, 2:].flatten()]) for layout in (got, expected))
+    assert torch.equal(*(numbers.unique(return_inverse=True)[1] for numbers in (ids, tiles)))
 
 
 def test_autocast_does_not_reach_into_the_engine(interpreter):

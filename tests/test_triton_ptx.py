@@ -5,18 +5,22 @@ import functools
 import pytest
 import torch
 
+from tests import cases, objective_cases
 from tests import similarity_cases as similarity
-from tests.cases import BY_NAME, CASES, make_case
+from tests.cases import make_case
 from tests.emulation.installed import installed
 from tests.emulation.triton_backends import executed_ptx
 from tests.evaluate import assert_matches, evaluate
 from uniclip_kernels import domain_similarity
 
+CASES = [*cases.CASES, *objective_cases.CASES]
+BY_NAME = {case.name: case for case in CASES}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 #: What the other dtypes run of the grid that bfloat16, which no interpreter gets right, runs in full.
 SOME = ("rows-65", "larger", "padding", "many-positives", "five-domains", "mask-some-of-five", "temperature-0.005")
 SOME += ("weight-negative", "norms-0.0001-10000", "none", "none-upstream-huge")
+SOME += ("sup_con-apart", "mil_nce-some-without", "siglip-temperature-0.005", "sup_con-everything", "siglip-everything")
 #: Deep enough for every stage of the loops over columns.
 DEEP = make_case("deep", 40, 200)
 
@@ -27,14 +31,14 @@ def backend():
 
 
 @pytest.mark.parametrize("case", CASES, ids=repr)
-def test_mp_nce_in_bfloat16(case, backend):
+def test_in_bfloat16(case, backend):
     with installed("triton", backend):
         assert_matches(evaluate(case, "triton", torch.bfloat16), case, torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("case", [*map(BY_NAME.get, SOME), DEEP], ids=repr)
-def test_mp_nce(case, dtype, backend):
+def test_in_other_dtypes(case, dtype, backend):
     with installed("triton", backend):
         assert_matches(evaluate(case, "triton", dtype), case, dtype)
 

@@ -1,11 +1,26 @@
-"""Fused multi-positive contrastive loss for PyTorch: MP-NCE and the domain-dependent similarity of UniCLIP."""
+"""Fused multi-positive contrastive losses for PyTorch: MP-NCE, its relatives, and the domain-dependent similarity."""
 
 from . import _flops as _flops  # tells PyTorch's counter
 from . import _ops as _ops  # registers the operators
 from . import reference
 from ._backend import backends
 from ._version import __version__ as __version__
-from .functional import domain_similarity, mp_nce, stack_views
-from .modules import MPNCELoss
+from .functional import domain_similarity, mil_nce, mp_nce, siglip, stack_views, sup_con
+from .modules import MILNCELoss, MPNCELoss, SigLIPLoss, SupConLoss
+from .queue import RowQueue
 
-__all__ = ["MPNCELoss", "backends", "domain_similarity", "mp_nce", "reference", "stack_views"]
+__all__ = [
+    "MILNCELoss",
+    "MPNCELoss",
+    "RowQueue",
+    "SigLIPLoss",
+    "SupConLoss",
+    "backends",
+    "domain_similarity",
+    "mil_nce",
+    "mp_nce",
+    "reference",
+    "siglip",
+    "stack_views",
+    "sup_con",
+]

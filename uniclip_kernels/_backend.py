@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ._checks import check_values
 from ._layout import Layout, Rectangle, sort_rows
-from ._problem import Problem, Statistics
+from ._problem import Inputs, Negatives, Options, Positives, Problem, Terms
 from ._version import __version__
 
 #: Modules of this package.
@@ -50,7 +50,7 @@ class Backend(ABC):
     def padded_columns(self, d: int) -> int:
         return -(-d // self.column_multiple) * self.column_multiple
 
-    def preference(self, device: torch.device, dtype: torch.dtype) -> int:
+    def preference(self, device: torch.device, dtype: torch.dtype, objective: str | None) -> int:
         """The default for rows of ``dtype`` on a device is the usable backend that prefers them most."""
         return 0
 
@@ -75,19 +75,9 @@ class Backend(ABC):
     def unusable(self) -> str | None:
         """Why this backend cannot run here, or None."""
 
-    def check_values(
-        self,
-        temperature: Tensor,
-        offset: Tensor,
-        weight: Tensor,
-        domain_mask: Tensor | None,
-        sample_ids: Tensor,
-        domain_ids: Tensor | None,
-        num_domains: int | None,
-    ) -> None:
-        """Of ``mp_nce``; see ``_checks``."""
-        given = {} if domain_ids is None else {"domain_ids": domain_ids}
-        check_values(temperature, offset, given, num_domains, weight, domain_mask, padding=sample_ids < 0)
+    def check_values(self, inputs: Inputs, options: Options) -> None:
+        """See ``_checks``."""
+        check_values(inputs, options)
 
     def sort_rows(
         self,
@@ -95,10 +85,11 @@ class Backend(ABC):
         domain_ids: Tensor | None,
         num_domains: int,
         domain_mask: Tensor | None,
-        sizes: Sequence[int] | None,
+        slots: int,
+        starts: Tensor | None,
     ) -> Layout:
-        """The layout of the rows; see ``_layout``."""
-        return sort_rows(sample_ids, domain_ids, num_domains, domain_mask, self.block, sizes)
+        """The layout of (N,) int64 ids, but for groups; see ``_layout``."""
+        return sort_rows(sample_ids, domain_ids, num_domains, domain_mask, self.block, slots, starts)
 
     @abstractmethod
     def gather_rows(self, z: Tensor, order: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
@@ -114,37 +105,24 @@ class Backend(ABC):
         """Gradient of ``gather_rows`` times the 0-dim ``factor``: (M, D) in the dtype of z, 0 for rows without a slot."""
 
     @abstractmethod
-    def similarity_lse(self, problem: Problem, strip: Strip, lse: Tensor) -> None:
-        """Add the negatives in the rectangle to the running (R,) ``lse``, for its rows and, by symmetry, its columns.
+    def negatives_forward(self, problem: Problem, strip: Strip, negatives: Negatives) -> None:
+        """Add the negatives in the rectangle to the running ``negatives``, for its rows and, by symmetry, its columns.
 
         Leaves dot products where the strip has room for them.
         """
 
     @abstractmethod
-    def positives_forward(self, problem: Problem, strips: Sequence[Strip], lse: Tensor) -> Statistics:
-        """Statistics of the positives of every slot, given the complete ``lse``. Pairs of masked domains are in no set.
+    def positives_forward(self, problem: Problem, strips: Sequence[Strip], base: Tensor) -> Positives:
+        """Sums over the positives of the slots of own rows; of other slots anything that is finite, with count 0.
 
-        ``strips`` are all rectangles, with dot products as ``similarity_lse`` left them.
+        ``strips`` are all rectangles, with dot products as ``negatives_forward`` left them.
         """
 
     @abstractmethod
     def similarity_grad(
-        self,
-        problem: Problem,
-        strip: Strip,
-        lse: Tensor,
-        coefficient: Tensor,
-        share: Tensor,
-        sums: Tensor,
-        work: Tensor,
+        self, problem: Problem, strip: Strip, terms: Terms, sums: Tensor, work: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """H / τ of the rectangle and its transpose, in the dtype of the rows, living in ``work``.
-
-        ``coefficient`` and ``share`` are (R,).
-
-        H_ij = e^{s_ij - lse_i} coefficient_i + e^{s_ij - lse_j} coefficient_j        for negatives
-        H_ij = -(w_ij σ(lse_i - s_ij) share_i + w_ji σ(lse_j - s_ij) share_j)          for positives
-        H_ij = 0                                                                       otherwise
+        """H / τ of the rectangle and its transpose, in the dtype of the rows, living in ``work``; ``Objective`` says what H is.
 
         Adds Σ H and Σ H s over unordered pairs to ``sums`` (2, K, K, 2) float64: of negatives at [0, d_i, d_j], d_i <= d_j, of
         positives at [1, d_i, d_j]. The two may have rows and columns of zeros beyond the rectangle's.
@@ -198,31 +176,29 @@ def check_backend(name: str | None) -> None:
 
 
 @torch.compiler.assume_constant_result
-def choose(name: str | None, device: torch.device, dtype: torch.dtype) -> str:
-    """The backend that will run, as ``find`` takes it: ``name`` if it can, or the best usable one for rows of that kind."""
+def choose(name: str | None, device: torch.device, dtype: torch.dtype, objective: str | None = None) -> tuple[str, str]:
+    """The backend that will run and its identity: ``name`` if it can, or the best usable one for rows of that kind."""
     check_backend(name)
     if name is None:
         usable = [n for n in _MODULES if _load(n)[1] is None and _load(n)[0].device_type == device.type]
-        name = max(usable, key=lambda n: _load(n)[0].preference(device, dtype), default=REFERENCE)
+        name = max(usable, key=lambda n: _load(n)[0].preference(device, dtype, objective), default=REFERENCE)
     if name == REFERENCE:
-        return name
+        return name, ""
     backend, reason = _load(name)
     if reason is not None:
         raise ValueError(f"backend {name!r} is not usable here: {reason}")
     if backend.device_type != device.type:
         raise ValueError(f"backend {name!r} needs tensors on {backend.device_type}, got {device.type}")
-    return f"{name} {backend.identity()}"
+    return name, backend.identity()
 
 
 @torch.compiler.assume_constant_result
-def reads_on_host(chosen: str) -> bool:
-    """Whether the one chosen reads ids and masks on the host, so that it need not be told what they hold."""
-    return chosen == REFERENCE or find(chosen).known_on_host
+def reads_on_host(name: str) -> bool:
+    """Whether that backend reads ids and masks on the host, so that it need not be told what they hold."""
+    return name == REFERENCE or find(name).known_on_host
 
 
-def find(chosen: str) -> Backend:
-    """The backend of that name, behind which there may be its identity."""
-    name = chosen.split(" ", 1)[0]
+def find(name: str) -> Backend:
     backend, reason = _load(name)
     if backend is None:
         raise RuntimeError(f"backend {name!r} is not usable here: {reason}")

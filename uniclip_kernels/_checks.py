@@ -18,7 +18,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.forward_ad import unpack_dual
 
-from ._problem import accumulator_dtype
+from ._problem import Inputs, Options, SimilarityInputs, accumulator_dtype
 
 REDUCTIONS = ("mean", "sum", "none")
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -40,20 +40,53 @@ def check_embeddings(name: str, z: Tensor) -> None:
         raise ValueError(f"{name} must have D of at least 1, got shape {tuple(z.shape)}")
 
 
-def check_ids(name: str, ids: Tensor, rows_name: str, rows: Tensor) -> None:
-    if not isinstance(ids, Tensor):
-        raise TypeError(f"{name} must be an integer tensor, got {type(ids).__name__}")
-    _check_dense(name, ids)
-    if ids.dtype in _UNSIGNED:
-        raise TypeError(f"{name} must be int64, int32, int16, int8 or uint8, got {ids.dtype}")
-    if ids.dtype not in _INTEGERS:
-        raise TypeError(f"{name} must be an integer tensor, got {ids.dtype}")
-    if ids.ndim != 1 or ids.shape[0] != rows.shape[0]:
+def check_same_kind(name: str, z: Tensor, rows_name: str, rows: Tensor) -> None:
+    if z.shape[1] != rows.shape[1] or z.dtype != rows.dtype or z.device != rows.device:
         raise ValueError(
-            f"{name} must have shape ({rows.shape[0]},), one for each row of {rows_name}, got {tuple(ids.shape)}"
+            f"{name} must have the D, dtype and device of {rows_name}, {rows.shape[1]}, {rows.dtype}, {rows.device}, "
+            f"got {z.shape[1]}, {z.dtype}, {z.device}"
         )
-    if ids.device != rows.device:
-        raise ValueError(f"{name} must be on the device of {rows_name}, {rows.device}, got {ids.device}")
+
+
+def check_ids(rows_name: str, rows: Tensor, *, optional: bool = False, **given: Tensor | None) -> None:
+    """One integer for each of the rows; None only if ``optional``."""
+    for name, ids in given.items():
+        if ids is None and optional:
+            continue
+        if not isinstance(ids, Tensor):
+            raise TypeError(f"{name} must be an integer tensor, got {type(ids).__name__}")
+        _check_dense(name, ids)
+        if ids.dtype in _UNSIGNED:
+            raise TypeError(f"{name} must be int64, int32, int16, int8 or uint8, got {ids.dtype}")
+        if ids.dtype not in _INTEGERS:
+            raise TypeError(f"{name} must be an integer tensor, got {ids.dtype}")
+        _check_one_each(name, ids, rows_name, rows)
+
+
+def check_anchor_weight(weight: Tensor, embeddings: Tensor, sample_ids: Tensor) -> None:
+    """Its type, and its values, but for those of padding: while a graph is made, by an assertion in it."""
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"anchor_weight must be a floating-point tensor, got {type(weight).__name__}")
+    _check_dense("anchor_weight", weight)
+    if not weight.is_floating_point():
+        raise TypeError(f"anchor_weight must be a floating-point tensor, got {weight.dtype}")
+    _check_one_each("anchor_weight", weight, "embeddings", embeddings)
+    if not values_are_checked():
+        return
+    good = (weight >= 0) & weight.isfinite() | (sample_ids < 0)
+    if torch.compiler.is_compiling() or weight.device.type == "cuda":
+        torch._assert_async(good.all(), f"uniclip_kernels: {_ANCHORS_WANTED}")
+    elif has_values(weight):
+        _raise_first([(_ANCHORS_WANTED, weight, good)])
+
+
+def _check_one_each(name: str, values: Tensor, rows_name: str, rows: Tensor) -> None:
+    if values.ndim != 1 or values.shape[0] != rows.shape[0]:
+        raise ValueError(
+            f"{name} must have shape ({rows.shape[0]},), one for each row of {rows_name}, got {tuple(values.shape)}"
+        )
+    if values.device != rows.device:
+        raise ValueError(f"{name} must be on the device of {rows_name}, {rows.device}, got {values.device}")
 
 
 def check_tables(embeddings: Tensor, **tables: float | Tensor | None) -> None:
@@ -139,41 +172,52 @@ def has_values(tensor: Tensor) -> bool:
     return not tensor.is_meta and not isinstance(tensor, FakeTensor)
 
 
-def values_wanted(has_mask: bool, has_domain_ids: bool, num_domains: int | None) -> str:
+def values_wanted(inputs: Inputs, options: Options) -> str:
     """What an assertion on a device says, which knows only that one of these is not so."""
-    wanted = [*_TABLES_WANTED, *[_MASK_WANTED] * has_mask]
-    if has_domain_ids:
-        wanted.append(_ids_wanted("domain_ids", num_domains))
+    k = None if options.ignore_domains else inputs.temperature.shape[0]
+    given = [n for n in ("domain_ids", "candidate_domain_ids") if getattr(inputs, n) is not None]
+    wanted = [*_TABLES_WANTED, *[_MASK_WANTED] * (inputs.domain_mask is not None), *(_ids_wanted(n, k) for n in given)]
+    if inputs.exclude_ids is not None or inputs.candidate_exclude_ids is not None:
+        wanted.append(_EXCLUSION_WANTED)
     return "uniclip_kernels: " + "; ".join(wanted)
 
 
-def check_values(
-    temperature: Tensor,
-    offset: Tensor,
-    domain_ids: dict[str, Tensor],
-    num_domains: int | None,
-    weight: Tensor | None = None,
-    domain_mask: Tensor | None = None,
-    padding: Tensor | None = None,
-) -> None:
-    """``temperature``, ``offset``, ``weight`` are full (K, K) tables; ``num_domains`` is None where K does not matter.
+def check_values(inputs: Inputs, options: Options) -> None:
+    """Of an objective's tensors."""
+    k = None if options.ignore_domains else inputs.temperature.shape[0]
+    conditions = _of_tables(inputs.temperature, inputs.offset, inputs.weight, inputs.domain_mask)
+    for name in ("domain_ids", "candidate_domain_ids"):
+        if (ids := getattr(inputs, name)) is not None:
+            padding = getattr(inputs, name.replace("domain", "sample")) < 0
+            conditions.append(_of_domain_ids(name, ids, k, padding))
+    if inputs.exclude_ids is not None or inputs.candidate_exclude_ids is not None:
+        shared = shares_exclusion(inputs)
+        conditions.append((_EXCLUSION_WANTED, shared, shared))
+    _require(conditions, inputs.temperature)
 
-    Of rows that are ``padding`` the domain ids do not matter.
-    """
-    if not values_are_checked() or not has_values(temperature):
-        return
-    conditions = _of_tables(temperature, offset, weight, domain_mask)
-    for name, ids in domain_ids.items():
-        top = math.inf if num_domains is None else num_domains
-        inside = (ids >= 0) & (ids.long() < top)  # K itself may not fit the type of the ids
-        if padding is not None:
-            inside |= padding
-        conditions.append((_ids_wanted(name, num_domains), ids, inside))
-    if temperature.device.type != "cpu":
-        fused = torch.stack([good.all() for _, _, good in conditions]).all()
-        torch._assert_async(fused, "uniclip_kernels: " + "; ".join(message for message, _, _ in conditions))
-        return
-    _raise_first(conditions)
+
+def check_similarity_values(inputs: SimilarityInputs, ignore_domains: bool) -> None:
+    k = None if ignore_domains else inputs.temperature.shape[0]
+    conditions = _of_tables(inputs.temperature, inputs.offset, None, None)
+    for name in ("x_domain_ids", "y_domain_ids"):
+        if (ids := getattr(inputs, name)) is not None:
+            conditions.append(_of_domain_ids(name, ids, k, None))
+    _require(conditions, inputs.temperature)
+
+
+def shares_exclusion(inputs: Inputs) -> Tensor:
+    """(1,) bool: whether all rows of each sample have one exclusion id, any negative one counting as none."""
+    parts = [(inputs.sample_ids, inputs.exclude_ids)]
+    if inputs.candidate_sample_ids is not None:
+        parts.append((inputs.candidate_sample_ids, inputs.candidate_exclude_ids))
+    samples = torch.cat([s.long() for s, _ in parts])
+    excluded = torch.cat(
+        [torch.full_like(s, -1, dtype=torch.long) if e is None else e.long().clamp(min=-1) for s, e in parts]
+    )
+    samples, order = samples.sort()
+    excluded = excluded[order]
+    apart = (samples[1:] == samples[:-1]) & (samples[1:] >= 0) & (excluded[1:] != excluded[:-1])
+    return ~apart.any()[None]
 
 
 def check_tables_now(temperature: Tensor, offset: Tensor, weight: Tensor, domain_mask: Tensor | None) -> None:
@@ -184,6 +228,8 @@ def check_tables_now(temperature: Tensor, offset: Tensor, weight: Tensor, domain
 
 _TABLES_WANTED = "temperature must be positive and finite", "offset must be finite", "weight must be finite"
 _MASK_WANTED = "domain_mask must be symmetric"
+_EXCLUSION_WANTED = "exclude_ids and candidate_exclude_ids must be the same for all rows of a sample"
+_ANCHORS_WANTED = "anchor_weight must be non-negative and finite"
 _Condition = tuple[str, Tensor, Tensor]  # what must hold, of which tensor, where it does
 
 
@@ -197,14 +243,31 @@ def _of_tables(
     return conditions
 
 
+def _of_domain_ids(name: str, ids: Tensor, num_domains: int | None, padding: Tensor | None) -> _Condition:
+    """``num_domains`` is None where K does not matter; nor do the domains of padding."""
+    top = math.inf if num_domains is None else num_domains
+    inside = (ids >= 0) & (ids.long() < top)  # K itself may not fit the type of the ids
+    return _ids_wanted(name, num_domains), ids, inside if padding is None else inside | padding
+
+
 def _ids_wanted(name: str, num_domains: int | None) -> str:
     return f"{name} must be in [0, {'K' if num_domains is None else num_domains})"
+
+
+def _require(conditions: list[_Condition], like: Tensor) -> None:
+    if not values_are_checked() or not has_values(like):
+        return
+    if like.device.type != "cpu":
+        fused = torch.stack([good.all() for _, _, good in conditions]).all()
+        torch._assert_async(fused, "uniclip_kernels: " + "; ".join(message for message, _, _ in conditions))
+        return
+    _raise_first(conditions)
 
 
 def _raise_first(conditions: list[_Condition]) -> None:
     for message, value, good in conditions:
         if not good.all():
-            raise ValueError(f"{message}, got {_culprit(value, good)}")
+            raise ValueError(message if value is good else f"{message}, got {_culprit(value, good)}")
 
 
 def _check_dense(name: str, value: Tensor) -> None:

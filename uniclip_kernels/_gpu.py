@@ -4,15 +4,14 @@ sorted in two beside the sorts themselves."""
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ._backend import Backend, Strip
-from ._checks import values_are_checked, values_wanted
-from ._layout import Layout, Rectangle, assert_room, empty_layout, padded_rows, starts_of
-from ._problem import Problem
+from ._checks import shares_exclusion, values_are_checked, values_wanted
+from ._layout import Layout, Rectangle, assert_room, empty_layout
+from ._problem import Inputs, Options, Problem, Terms
 
 CHECKED = 256  # table entries and domain ids to one entry of ``valid``
 
@@ -26,24 +25,26 @@ class GPUBackend(Backend):
         self.device_type = device_type
         self.workspace_bytes = workspace_bytes
 
-    def check_values(
-        self,
-        temperature: Tensor,
-        offset: Tensor,
-        weight: Tensor,
-        domain_mask: Tensor | None,
-        sample_ids: Tensor,
-        domain_ids: Tensor | None,
-        num_domains: int | None,
-    ) -> None:
+    def check_values(self, inputs: Inputs, options: Options) -> None:
         if not values_are_checked():
             return
+        tables = inputs.temperature, inputs.offset, inputs.weight, inputs.domain_mask
+        limit = torch.iinfo(torch.int64).max if options.ignore_domains else len(inputs.temperature)
+        own = inputs.sample_ids, inputs.domain_ids
+        valid = [self._valid(*tables, *own, limit)]
+        if inputs.candidate_domain_ids is not None:
+            valid.append(self._valid(*tables, inputs.candidate_sample_ids, inputs.candidate_domain_ids, limit))
+        if inputs.exclude_ids is not None or inputs.candidate_exclude_ids is not None:
+            valid.append(shares_exclusion(inputs))
+        torch._assert_async(torch.cat(valid).all(), values_wanted(inputs, options))
+
+    def _valid(self, *args) -> Tensor:
+        temperature, *rest, sample_ids, domain_ids, limit = args
         entries = max(temperature.numel(), 0 if domain_ids is None else len(domain_ids))
         valid = torch.empty(-(-entries // CHECKED), dtype=torch.bool, device=temperature.device)
-        limit = torch.iinfo(torch.int64).max if num_domains is None else num_domains
-        tables = temperature.contiguous(), offset.contiguous(), weight.contiguous(), contiguous(domain_mask)
-        self.find_valid(*tables, sample_ids.long(), _long(domain_ids), limit, valid)
-        torch._assert_async(valid.all(), values_wanted(domain_mask is not None, domain_ids is not None, num_domains))
+        tables = (None if t is None else t.contiguous() for t in (temperature, *rest))
+        self.find_valid(*tables, sample_ids.long(), None if domain_ids is None else domain_ids.long(), limit, valid)
+        return valid
 
     def sort_rows(
         self,
@@ -51,18 +52,19 @@ class GPUBackend(Backend):
         domain_ids: Tensor | None,
         num_domains: int,
         domain_mask: Tensor | None,
-        sizes: Sequence[int] | None,
+        slots: int,
+        starts: Tensor | None,
     ) -> Layout:
         m, device = len(sample_ids), sample_ids.device
-        by_sample, row = torch.sort(sample_ids.long(), stable=True)
+        by_sample, row = torch.sort(sample_ids, stable=True)
         domain = torch.empty(m, dtype=torch.int16, device=device)
         first, end = (torch.empty(m, dtype=torch.int32, device=device) for _ in range(2))
-        self.number_samples(by_sample, row, _long(domain_ids), num_domains, domain, first, end)
+        self.number_samples(by_sample, row, domain_ids, num_domains, domain, first, end)
         domain, position = torch.sort(domain, stable=True)
-        if (starts := starts_of(sizes, self.block, device)) is not None:
-            assert_room(starts, domain)
-        slots = padded_rows(m, num_domains, self.block, sizes)
-        layout = empty_layout(m, num_domains, slots, self.block, sample_ids)
+        if starts is not None:
+            edges = torch.arange(num_domains + 1, dtype=domain.dtype, device=device)
+            assert_room(starts, torch.searchsorted(domain, edges).diff())
+        layout = empty_layout(m, num_domains, slots, self.block, sample_ids, grouped=False)
         self.lay_out(domain, position, row, first, end, starts, contiguous(domain_mask), layout)
         return layout
 
@@ -110,29 +112,20 @@ class GPUBackend(Backend):
         ``row``, ``first`` and ``end`` are; ``starts`` are the first slots of domains if the host knows them."""
 
     def similarity_grad(
-        self,
-        problem: Problem,
-        strip: Strip,
-        lse: Tensor,
-        coefficient: Tensor,
-        share: Tensor,
-        sums: Tensor,
-        work: Tensor,
+        self, problem: Problem, strip: Strip, terms: Terms, sums: Tensor, work: Tensor
     ) -> tuple[Tensor, Tensor]:
         i0, i1, j0, j1 = strip.rectangle
         h = work.view(-1)[: (i1 - i0) * (j1 - j0)].view(i1 - i0, j1 - j0)
-        self.negatives_grad(problem, strip.rectangle, lse, coefficient, h, sums[0])
-        self.positives_grad(problem, strip.rectangle, lse, share, h, sums[1])
+        self.negatives_grad(problem, strip.rectangle, terms, h, sums[0])
+        self.positives_grad(problem, strip.rectangle, terms, h, sums[1])
         return h, h.T
 
-    def negatives_grad(
-        self, problem: Problem, rectangle: Rectangle, lse: Tensor, coefficient: Tensor, h: Tensor, sums: Tensor
-    ) -> None:
+    @abstractmethod
+    def negatives_grad(self, problem: Problem, rectangle: Rectangle, terms: Terms, h: Tensor, sums: Tensor) -> None:
         """All of ``h``: H / τ where negatives are, 0 elsewhere. Adds Σ H and Σ H s to ``sums`` (K, K, 2)."""
 
-    def positives_grad(
-        self, problem: Problem, rectangle: Rectangle, lse: Tensor, share: Tensor, h: Tensor, sums: Tensor
-    ) -> None:
+    @abstractmethod
+    def positives_grad(self, problem: Problem, rectangle: Rectangle, terms: Terms, h: Tensor, sums: Tensor) -> None:
         """Those elements of ``h`` where positives are, and their part of ``sums``, likewise."""
 
     def accumulate(self, out: Tensor, a: Tensor, b: Tensor) -> None:
@@ -148,7 +141,3 @@ class GPUBackend(Backend):
 
 def contiguous(mask: Tensor | None) -> Tensor | None:
     return None if mask is None else mask.contiguous()
-
-
-def _long(ids: Tensor | None) -> Tensor | None:
-    return None if ids is None else ids.long()

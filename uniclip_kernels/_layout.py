@@ -2,7 +2,7 @@
 
 After this every pair of tiles has one pair of domains, and only tiles whose ranges of sample numbers meet can hold positives.
 All of it is computed on the device of the rows; shapes depend on what the host knows without waiting for the device: M, K, and
-how many rows each domain has where the caller could tell (``Known``).
+how many rows each domain has where the caller could tell.
 """
 
 from __future__ import annotations
@@ -10,20 +10,16 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from ._rows import Rows
+
 FEW_DOMAINS = 16  # so many always get tiles of their own
 ROOM = "uniclip_kernels: domain_ids hold other domains than when stack_views made them"
-
-
-class Known(NamedTuple):
-    """What the host knows of the domains; None where only the device does."""
-
-    sizes: Sequence[int] | None  # K: rows of each domain, padding among them
-    allowed: Sequence[bool] | None  # K * K: the domain mask, row by row
 
 
 class Layout(NamedTuple):
@@ -33,19 +29,25 @@ class Layout(NamedTuple):
     slot: Tensor  # (M,) int64: slot of each input row, -1 for padding rows
     ids: Tensor  # (R,) int32: dense sample number of each slot, ascending within a domain, -1 for an empty slot
     tiles: Tensor  # (R / block, 4) int32: domain (-1: empty tile), filled slots, first and last sample number
-    spans: (
-        Tensor  # (R / block, K, 2) int32: tiles [start, end) of a domain that may hold positives of a tile, by the mask
-    )
+    spans: Tensor  # (R / block, K, 2) int32: tiles [start, end) that may hold positives of a tile, by domain
+    groups: Tensor  # (R,) int32: exclusion group of each slot, ascending within a domain, -1 where empty; or (0,)
+
+    def group_tiles(self, block: int) -> Tensor:
+        """As ``tiles``, with the first and last group."""
+        domain, filled = self.tiles[:, 0], self.tiles[:, 1]
+        first = torch.arange(0, len(self.ids), block, device=self.ids.device)
+        return torch.stack([domain, filled, self.groups[first], self.groups[first + (filled - 1).clamp(min=0)]], -1)
 
 
-def empty_layout(m: int, num_domains: int, slots: int, block: int, like: Tensor) -> Layout:
-    """Room for a layout on the device of ``like``."""
+def empty_layout(n: int, num_domains: int, slots: int, block: int, like: Tensor, grouped: bool) -> Layout:
+    """Room for a layout of n rows on the device of ``like``."""
     return Layout(
         order=like.new_empty(slots, dtype=torch.int64),
-        slot=like.new_empty(m, dtype=torch.int64),
+        slot=like.new_empty(n, dtype=torch.int64),
         ids=like.new_empty(slots, dtype=torch.int32),
         tiles=like.new_empty(slots // block, 4, dtype=torch.int32),
         spans=like.new_empty(slots // block, num_domains, 2, dtype=torch.int32),
+        groups=like.new_empty(slots if grouped else 0, dtype=torch.int32),
     )
 
 
@@ -80,9 +82,25 @@ def padded_rows(m: int, num_domains: int, block: int, sizes: Sequence[int] | Non
     return (m // block + torch.sym_min(num_domains, torch.sym_max(FEW_DOMAINS, m // block // 2))) * block
 
 
-def starts_of(sizes: Sequence[int] | None, block: int, device: torch.device) -> Tensor | None:
-    """(K + 1,) int64: first slot of each domain, and the number of slots; None where these follow from the rows alone."""
-    return _starts(tuple(sizes), block, device) if sizes is not None and any(sizes[1:]) else None
+def starts_of(
+    rows: Rows, num_domains: int, sizes: Sequence[int] | None, own_slots: int, slots: int, block: int
+) -> Tensor | None:
+    """First slot of each domain, and the number of slots, int64; None where these follow from the rows alone.
+
+    ``num_domains`` and the sizes are those of own rows; the domains of candidates start behind all their slots.
+    """
+    device = rows.z.device
+    known = _starts(tuple(sizes), block, device) if sizes is not None and any(sizes[1:]) else None
+    if rows.own == rows.z.shape[0]:
+        return known
+    domains = rows.domain_ids.masked_fill(rows.sample_ids < 0, 2 * num_domains).sort().values
+    filled = torch.searchsorted(domains, torch.arange(2 * num_domains + 1, device=device)).diff()
+    whole = (filled + block - 1) // block * block
+    before = (whole.view(2, num_domains).cumsum(1) - whole.view(2, num_domains)).add_(
+        whole.new_tensor([[0], [own_slots]])
+    )
+    own = before[0] if known is None else known[:-1]
+    return torch.cat([own, before[1], whole.new_full((1,), slots)])
 
 
 @functools.cache  # made once, since it is copied from the host; never dropped, since CUDA graphs may read it
@@ -92,11 +110,11 @@ def _starts(sizes: tuple[int, ...], block: int, device: torch.device) -> Tensor:
         return (tiles.cumsum(0) * block).to(device)
 
 
-def assert_room(starts: Tensor, domain: Tensor) -> None:
-    """That the rows of each domain, as ``domain`` (M,) ascending tells, fit between its starts: ids may have been written to
-    in ways that the host does not see. On a GPU it is asserted there."""
-    edges = torch.arange(len(starts), dtype=domain.dtype, device=domain.device)
-    filled = torch.searchsorted(domain, edges).diff()
+def assert_room(starts: Tensor, filled: Tensor) -> None:
+    """That the rows of each domain fit between its starts: ids may have been written to in ways that the host does not see.
+
+    On a GPU it is asserted there.
+    """
     torch._assert_async((filled <= starts.diff()).all(), ROOM)
 
 
@@ -106,30 +124,30 @@ def sort_rows(
     num_domains: int,
     domain_mask: Tensor | None,
     block: int,
-    sizes: Sequence[int] | None = None,
+    slots: int,
+    starts: Tensor | None,
 ) -> Layout:
-    """The layout of (M,) ids; ``domain_ids`` None puts every row into domain 0, ``sizes`` are those of ``Known``."""
+    """The layout of (N,) int64 ids in so many slots; ``domain_ids`` None puts every row into domain 0."""
     m, device = sample_ids.shape[0], sample_ids.device
-    rows = padded_rows(m, num_domains, block, sizes)
+    rows = slots
     every_domain = torch.arange(num_domains, device=device)
 
     # Dense sample numbers, then one key domain * M + number, behind all of which the padding rows sort.
-    by_sample, row = torch.sort(sample_ids.long(), stable=True)
+    by_sample, row = torch.sort(sample_ids, stable=True)
     number = torch.zeros_like(by_sample)
     number[1:] = (by_sample[1:] != by_sample[:-1]).cumsum(0)
-    # Ids out of range may not have been looked for: whatever they are, nothing is read or written out of bounds.
-    key = number if domain_ids is None else number + domain_ids.long()[row].clamp(0, num_domains - 1) * m
+    key = number if domain_ids is None else number + domain_ids[row] * m
     key, position = torch.where(by_sample < 0, num_domains * m, key).sort(stable=True)
     row = row[position]
 
     # Where each domain starts among the sorted rows and, rounded up to tiles, among the slots.
     bounds = torch.searchsorted(key, torch.arange(num_domains + 1, device=device) * m)
     filled = bounds.diff()
-    start = starts_of(sizes, block, device)
+    start = starts
     if start is None:
         start = torch.cat([bounds.new_zeros(1), ((filled + block - 1) // block * block).cumsum(0)])
     else:
-        torch._assert_async((filled <= start.diff()).all(), ROOM)
+        assert_room(start, filled)
     domain = torch.div(key, max(m, 1), rounding_mode="floor")
     present = domain < num_domains
     domain = domain.clamp(max=num_domains - 1)
@@ -162,7 +180,7 @@ def sort_rows(
     gap = start[:-1] - bounds[:-1]
     spans = torch.stack([(begin + gap) // block, (end + gap + block - 1) // block], -1)
     spans = torch.where(wanted[..., None], spans, 0).int()
-    return Layout(order, slot, ids, tiles, spans)
+    return Layout(order, slot, ids, tiles, spans, ids.new_empty(0))
 
 
 class Panel(NamedTuple):

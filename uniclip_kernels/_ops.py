@@ -1,75 +1,76 @@
-"""The operators: schemas, fakes and autograd. Each runs the engine with the backend named by its last argument.
+"""The operators: schemas, fakes and autograd. Each runs the engine with the backend that it is told.
 
-To ``torch.compile`` they are opaque: shapes follow from M, D, K, the sizes of domains and the backend alone, so that one graph
-serves every M.
+To ``torch.compile`` they are opaque: shapes follow from those of the inputs, the options and the backend alone, so that one
+graph serves every number of rows. Schemas follow from the fields of the named tuples that travel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import typing
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _engine
+from . import _engine, _similarity
 from ._backend import find
-from ._checks import check_values
-from ._layout import Known, Layout, empty_layout, padded_rows
+from ._checks import check_similarity_values
+from ._engine import Saved
+from ._layout import Layout
 from ._library import LIBRARY, NAMESPACE
-from ._problem import Statistics, Tables, accumulator_dtype
-from ._tables import mirrored
+from ._problem import Inputs, Options, SimilarityInputs, SimilarityOptions, Statistics, accumulator_dtype
 
 _TAGS = (torch.Tag.needs_fixed_stride_order,)
+_TYPES = {
+    Tensor: "Tensor",
+    Tensor | None: "Tensor?",
+    bool: "bool",
+    str: "str",
+    Sequence[int] | None: "SymInt[]?",
+    Sequence[bool] | None: "bool[]?",
+}
 
 
-class _Saved(NamedTuple):
-    """What ``mp_nce_fwd`` returns behind the loss and the counts, and ``mp_nce_bwd`` takes."""
-
-    tables: Tensor  # (2, K, K): temperature and offset, symmetric
-    dots: Tensor  # dot products of the first rectangles
-    statistics: Statistics
-    layout: Layout
-
-    @classmethod
-    def of(cls, tensors: Sequence[Tensor]) -> _Saved:
-        tables, dots, *rest = tensors
-        n = len(Statistics._fields)
-        return cls(tables, dots, Statistics(*rest[:n]), Layout(*rest[n:]))
-
-    def flat(self) -> tuple[Tensor, ...]:
-        return self.tables, self.dots, *self.statistics, *self.layout
+def _arguments(*parts: type | str) -> str:
+    """The part of a schema that fields of named tuples make, beside arguments written out."""
+    found = []
+    for part in parts:
+        if isinstance(part, str):
+            found.append(part)
+        else:
+            hints = typing.get_type_hints(part)
+            found += [f"{_TYPES[hints[name]]} {name}" for name in part._fields]
+    return ", ".join(found)
 
 
-def _tensors(*names: str) -> str:
-    return ", ".join(f"Tensor {name}" for name in names)
+def _named(prefix: str, fields: Iterable[str]) -> str:
+    return ", ".join(f"Tensor {prefix}_{name}" for name in fields)
 
 
-_SAVED = _tensors("tables", "dots", *Statistics._fields, *(f"layout_{name}" for name in Layout._fields))
-_KNOWN = "SymInt[]? domain_sizes, bool[]? allowed_pairs"  # a ``Known``
-LIBRARY.define(
-    "mp_nce_fwd(Tensor embeddings, Tensor sample_ids, Tensor? domain_ids, Tensor temperature, Tensor offset, Tensor weight,"
-    f" Tensor? domain_mask, bool keep, bool ignore_domains, {_KNOWN}, bool normalize, str backend)"
-    f" -> (Tensor row_loss, Tensor num_positives, {_SAVED})",
-    tags=_TAGS,
-)
-LIBRARY.define(
-    "mp_nce_bwd(Tensor grad, Tensor embeddings, Tensor sample_ids, Tensor? domain_ids, Tensor weight, Tensor? domain_mask,"
-    f" {_SAVED}, bool need_embeddings, bool ignore_domains, {_KNOWN}, bool normalize, str backend)"
-    " -> (Tensor grad_embeddings, Tensor grad_temperature, Tensor grad_offset)",
-    tags=_TAGS,
-)
-LIBRARY.define(
-    "domain_similarity_fwd(Tensor x, Tensor y, Tensor? x_domain_ids, Tensor? y_domain_ids, Tensor temperature, Tensor offset,"
-    " bool ignore_domains, bool normalize, str backend) -> Tensor",
-    tags=_TAGS,
-)
-LIBRARY.define(
-    "domain_similarity_bwd(Tensor grad, Tensor s, Tensor x, Tensor y, Tensor? x_domain_ids, Tensor? y_domain_ids,"
-    " Tensor temperature, bool ignore_domains, bool need_x, bool need_y, bool normalize, str backend)"
+def _flat(saved: Saved) -> tuple[Tensor, ...]:
+    return saved.tables, saved.dots, *saved.statistics, *saved.layout
+
+
+def _saved(tensors: Sequence[Tensor]) -> Saved:
+    tables, dots, *rest = tensors
+    n = len(Statistics._fields)
+    return Saved(tables, dots, Statistics(*rest[:n]), Layout(*rest[n:]))
+
+
+_SAVED = f"Tensor tables, Tensor dots, {_named('row', Statistics._fields)}, {_named('layout', Layout._fields)}"
+_N_INPUTS, _N_SAVED, _N_OPTIONS = len(Inputs._fields), _SAVED.count("Tensor "), len(Options._fields)
+
+for _schema in (
+    f"contrastive_fwd({_arguments(Inputs, 'bool keep', Options)}) -> (Tensor loss, Tensor counts, {_SAVED})",
+    f"contrastive_bwd({_arguments('Tensor grad', Inputs, _SAVED, 'bool need_embeddings, bool need_candidates', Options)})"
+    " -> (Tensor grad_embeddings, Tensor grad_candidates, Tensor grad_temperature, Tensor grad_offset)",
+    f"domain_similarity_fwd({_arguments(SimilarityInputs, SimilarityOptions)}) -> Tensor",
+    "domain_similarity_bwd("
+    f"{_arguments('Tensor grad, Tensor s', SimilarityInputs, 'bool need_x, bool need_y', SimilarityOptions)})"
     " -> (Tensor grad_x, Tensor grad_y, Tensor grad_temperature, Tensor grad_offset)",
-    tags=_TAGS,
-)
+):
+    LIBRARY.define(_schema, tags=_TAGS)
 
 
 def _implement(name: str):
@@ -101,73 +102,67 @@ def _or_empty(grad: Tensor | None, like: Tensor) -> Tensor:
     return like.new_empty(0) if grad is None else grad
 
 
-# ---------------------------------------------------------------------------------------------------------------- mp_nce
+# ------------------------------------------------------------------------------------------------------------ objectives
 
 
-@_implement("mp_nce_fwd")
-def _mp_nce_fwd(z, sample_ids, domain_ids, temperature, offset, weight, mask, keep, ignore_domains, *known_and_options):
-    *known, normalize, backend = known_and_options
-    chosen, symmetric = find(backend), mirrored(temperature, offset)
-    num_domains = None if ignore_domains else temperature.shape[0]
-    tables = Tables(*symmetric, weight, mask)
-    chosen.check_values(*tables, sample_ids, domain_ids, num_domains)
-    ids = sample_ids, None if ignore_domains else domain_ids
-    done = _engine.mp_nce_forward(chosen, z, *ids, tables, Known(*known), normalize, keep)
-    saved = _Saved(symmetric, done.dots, done.statistics, done.layout)
-    return done.loss, done.num_positives, *saved.flat()
+@_implement("contrastive_fwd")
+def _forward(*args: Any) -> tuple[Tensor, ...]:
+    inputs, (keep, *options) = Inputs(*args[:_N_INPUTS]), args[_N_INPUTS:]
+    options = Options(*options)
+    done = _engine.forward(find(options.backend), inputs, options, keep)
+    return done.loss, done.counts, *_flat(done.saved)
 
 
-@_fake("mp_nce_fwd")
-def _mp_nce_fwd_fake(
-    z, sample_ids, domain_ids, temperature, offset, weight, mask, keep, ignore_domains, *known_and_options
-):
-    sizes, _, _, backend = known_and_options
-    chosen, accumulator = find(backend), accumulator_dtype(z.dtype)
-    m, k = z.shape[0], temperature.shape[0]
-    slots = padded_rows(m, k, chosen.block, sizes)
-    statistics = (z.new_empty(slots, dtype=torch.int32 if f == "count" else accumulator) for f in Statistics._fields)
-    saved = _Saved(
-        tables=z.new_empty(2, k, k, dtype=accumulator),
-        dots=z.new_empty(_engine.kept_elements(chosen, slots, k, accumulator, keep), dtype=accumulator),
-        statistics=Statistics(*statistics),
-        layout=empty_layout(m, k, slots, chosen.block, z),
+@_fake("contrastive_fwd")
+def _forward_fake(*args: Any) -> tuple[Tensor, ...]:
+    inputs, (keep, *options) = Inputs(*args[:_N_INPUTS]), args[_N_INPUTS:]
+    options, z = Options(*options), inputs.embeddings
+    saved = _engine.empty_saved(find(options.backend), inputs, options.domain_sizes, keep)
+    m = z.shape[0]
+    return z.new_empty(m, dtype=accumulator_dtype(z.dtype)), z.new_empty(m, dtype=torch.bool), *_flat(saved)
+
+
+def _of_backward(args: Sequence[Any]) -> tuple[Tensor, Inputs, Saved, bool, bool, Options]:
+    grad, *args = args
+    saved = args[_N_INPUTS : _N_INPUTS + _N_SAVED]
+    need_embeddings, need_candidates, *options = args[_N_INPUTS + _N_SAVED :]
+    return grad, Inputs(*args[:_N_INPUTS]), _saved(saved), need_embeddings, need_candidates, Options(*options)
+
+
+@_implement("contrastive_bwd")
+def _backward(*args: Any) -> tuple[Tensor, ...]:
+    grad, inputs, saved, *needs, options = _of_backward(args)
+    grads = _engine.backward(find(options.backend), grad, inputs, options, saved, *needs)
+    return *(_or_empty(g, inputs.embeddings) for g in grads[:2]), *grads[2:]
+
+
+@_fake("contrastive_bwd")
+def _backward_fake(*args: Any) -> tuple[Tensor, ...]:
+    _, inputs, saved, need_embeddings, need_candidates, _ = _of_backward(args)
+    z, candidates = inputs.embeddings, inputs.candidates
+    return (
+        torch.empty_like(z, memory_format=torch.contiguous_format) if need_embeddings else z.new_empty(0),
+        z.new_empty(candidates.shape) if need_candidates else z.new_empty(0),
+        *(torch.empty_like(t) for t in saved.tables),
     )
-    return z.new_empty(m, dtype=accumulator), z.new_empty(m, dtype=torch.int32), *saved.flat()
 
 
-@_implement("mp_nce_bwd")
-def _mp_nce_bwd(grad, z, sample_ids, domain_ids, weight, mask, *saved_and_options):
-    *tensors, need_embeddings, ignore_domains, sizes, allowed, normalize, backend = saved_and_options
-    saved = _Saved.of(tensors)
-    tables, known = Tables(*saved.tables, weight, mask), Known(sizes, allowed)
-    ids = sample_ids, None if ignore_domains else domain_ids
-    grad_z, *grads = _engine.mp_nce_backward(
-        find(backend), grad, z, *ids, tables, known, *saved[1:], normalize, need_embeddings
-    )
-    return _or_empty(grad_z, z), *grads
-
-
-@_fake("mp_nce_bwd")
-def _mp_nce_bwd_fake(grad, z, sample_ids, domain_ids, weight, mask, tables, *saved_and_options):
-    need_embeddings = saved_and_options[-6]
-    return z.new_empty(z.shape if need_embeddings else (0,)), *(torch.empty_like(t) for t in tables)
-
-
-def _mp_nce_setup_context(ctx, inputs, output):
-    z, sample_ids, domain_ids, _, _, weight, mask, _, *ctx.options = inputs
-    ctx.save_for_backward(z, sample_ids, domain_ids, weight, mask, *output[2:])
+def _setup_context(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs[:_N_INPUTS], *output[2:])
+    ctx.options = inputs[_N_INPUTS + 1 :]
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
 
-def _mp_nce_backward(ctx, grad, *_):
-    if grad is None:
-        return (None,) * 13
-    need_embeddings = ctx.needs_input_grad[0]
-    grad_z, grad_temperature, grad_offset = torch.ops.uniclip_kernels.mp_nce_bwd(
-        grad, *ctx.saved_tensors, need_embeddings, *ctx.options
-    )
-    return grad_z if need_embeddings else None, None, None, grad_temperature, grad_offset, *(None,) * 8
+def _differentiate(ctx, grad, *_) -> tuple[Tensor | None, ...]:
+    grads = dict.fromkeys(Inputs._fields)
+    if grad is not None:
+        needs = dict(zip(Inputs._fields, ctx.needs_input_grad, strict=False))
+        need = needs["embeddings"], needs["candidates"]
+        names = "embeddings", "candidates", "temperature", "offset"
+        found = torch.ops.uniclip_kernels.contrastive_bwd(grad, *ctx.saved_tensors, *need, *ctx.options)
+        grads |= {name: g for name, g in zip(names, found, strict=True) if needs[name]}
+    return *grads.values(), *(None,) * (1 + _N_OPTIONS)
 
 
 # ----------------------------------------------------------------------------------------------------- domain_similarity
@@ -180,66 +175,78 @@ def _domains(ids: Tensor | None, rows: Tensor, temperature: Tensor, ignore_domai
     return ids.long().clamp(0, temperature.shape[0] - 1).int()
 
 
+def _both_domains(inputs: SimilarityInputs, options: SimilarityOptions) -> tuple[Tensor, Tensor]:
+    args = inputs.temperature, options.ignore_domains
+    return _domains(inputs.x_domain_ids, inputs.x, *args), _domains(inputs.y_domain_ids, inputs.y, *args)
+
+
+_N_PAIR = len(SimilarityInputs._fields)
+
+
 @_implement("domain_similarity_fwd")
-def _domain_similarity_fwd(x, y, x_ids, y_ids, temperature, offset, ignore_domains, normalize, backend):
-    given = {n: ids for n, ids in (("x_domain_ids", x_ids), ("y_domain_ids", y_ids)) if ids is not None}
-    check_values(temperature, offset, given, None if ignore_domains else temperature.shape[0])
-    domains = (_domains(ids, z, temperature, ignore_domains) for ids, z in ((x_ids, x), (y_ids, y)))
-    return _engine.similarity_forward(find(backend), x, y, *domains, temperature, offset, normalize)
+def _similarity_forward(*args: Any) -> Tensor:
+    inputs, options = SimilarityInputs(*args[:_N_PAIR]), SimilarityOptions(*args[_N_PAIR:])
+    check_similarity_values(inputs, options.ignore_domains)
+    domains = _both_domains(inputs, options)
+    return _similarity.forward(find(options.backend), inputs.x, inputs.y, *domains, *inputs[4:], options.normalize)
 
 
 @_fake("domain_similarity_fwd")
-def _domain_similarity_fwd_fake(x, y, *_):
+def _similarity_forward_fake(x: Tensor, y: Tensor, *_: Any) -> Tensor:
     return x.new_empty(x.shape[0], y.shape[0], dtype=accumulator_dtype(x.dtype))
 
 
 @_implement("domain_similarity_bwd")
-def _domain_similarity_bwd(grad, s, x, y, x_ids, y_ids, temperature, ignore_domains, *options):
-    need_x, need_y, normalize, backend = options
-    domains = (_domains(ids, z, temperature, ignore_domains) for ids, z in ((x_ids, x), (y_ids, y)))
-    grad_x, grad_y, *grads = _engine.similarity_backward(
-        find(backend), grad, s, x, y, *domains, temperature, normalize, need_x, need_y
+def _similarity_backward(grad: Tensor, s: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    inputs, (need_x, need_y, *options) = SimilarityInputs(*args[:_N_PAIR]), args[_N_PAIR:]
+    options = SimilarityOptions(*options)
+    rows, domains = (inputs.x, inputs.y), _both_domains(inputs, options)
+    grad_x, grad_y, *grads = _similarity.backward(
+        find(options.backend), grad, s, *rows, *domains, inputs.temperature, options.normalize, need_x, need_y
     )
-    return _or_empty(grad_x, x), _or_empty(grad_y, y), *grads
+    return _or_empty(grad_x, inputs.x), _or_empty(grad_y, inputs.y), *grads
 
 
 @_fake("domain_similarity_bwd")
-def _domain_similarity_bwd_fake(grad, s, x, y, x_ids, y_ids, temperature, ignore_domains, need_x, need_y, *_):
-    grads = (z.new_empty(z.shape if need else (0,)) for z, need in ((x, need_x), (y, need_y)))
-    return *grads, torch.empty_like(temperature), torch.empty_like(temperature)
+def _similarity_backward_fake(grad: Tensor, s: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    inputs, (need_x, need_y, *_) = SimilarityInputs(*args[:_N_PAIR]), args[_N_PAIR:]
+    needed = (inputs.x, need_x), (inputs.y, need_y)
+    grads = (z.new_empty(z.shape if need else (0,)) for z, need in needed)
+    return *grads, torch.empty_like(inputs.temperature), torch.empty_like(inputs.temperature)
 
 
-def _similarity_setup_context(ctx, inputs, output):
-    x, y, x_ids, y_ids, temperature, _, *ctx.options = inputs
-    ctx.save_for_backward(output, x, y, x_ids, y_ids, temperature)
+def _similarity_setup_context(ctx, inputs, output) -> None:
+    ctx.save_for_backward(output, *inputs[:_N_PAIR])
+    ctx.options = inputs[_N_PAIR:]
 
 
-def _similarity_backward(ctx, grad):
-    ignore_domains, *options = ctx.options
+def _differentiate_similarity(ctx, grad) -> tuple[Tensor | None, ...]:
     need_x, need_y = ctx.needs_input_grad[:2]
     grad_x, grad_y, grad_temperature, grad_offset = torch.ops.uniclip_kernels.domain_similarity_bwd(
-        grad, *ctx.saved_tensors, ignore_domains, need_x, need_y, *options
+        grad, *ctx.saved_tensors, need_x, need_y, *ctx.options
     )
     grads = (g if need else None for g, need in ((grad_x, need_x), (grad_y, need_y)))
-    return *grads, None, None, grad_temperature, grad_offset, None, None, None
+    return *grads, None, None, grad_temperature, grad_offset, *(None,) * len(ctx.options)
 
 
 # ------------------------------------------------------------------------------------------------------------- autograd
 
 
-def _no_second_derivative(function: str):
-    def setup_context(ctx, inputs, output):
-        pass
+def _no_second_derivative(name_at: int | None):
+    """``name_at``: which argument of the operator, from behind, is the name of the function."""
+
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.function = "domain_similarity" if name_at is None else inputs[-name_at]
 
     def backward(ctx, *_):
         raise RuntimeError(
-            f"{function} has no second derivative: call it with backend='reference' to differentiate its gradient"
+            f"{ctx.function} has no second derivative: call it with backend='reference' to differentiate its gradient"
         )
 
     return setup_context, backward
 
 
-_autograd("mp_nce_fwd", _mp_nce_setup_context, _mp_nce_backward)
-_autograd("mp_nce_bwd", *_no_second_derivative("mp_nce"))
-_autograd("domain_similarity_fwd", _similarity_setup_context, _similarity_backward)
-_autograd("domain_similarity_bwd", *_no_second_derivative("domain_similarity"))
+_autograd("contrastive_fwd", _setup_context, _differentiate)
+_autograd("contrastive_bwd", *_no_second_derivative(_N_OPTIONS - Options._fields.index("objective")))
+_autograd("domain_similarity_fwd", _similarity_setup_context, _differentiate_similarity)
+_autograd("domain_similarity_bwd", *_no_second_derivative(None))

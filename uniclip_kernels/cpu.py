@@ -10,7 +10,7 @@ from torch import Tensor
 from . import _extension
 from ._backend import Backend, Strip
 from ._library import LIBRARY
-from ._problem import Problem, Statistics
+from ._problem import Groups, Negatives, Positives, Problem, Terms
 
 _C = _extension.load("_C")
 _ops = torch.ops.uniclip_kernels
@@ -19,7 +19,7 @@ _ops = torch.ops.uniclip_kernels
 for _name in (
     "gather_rows",
     "scatter_rows",
-    "similarity_lse",
+    "negatives_forward",
     "positives_forward",
     "similarity_grad",
     "pack_rows",
@@ -72,30 +72,29 @@ class CPUBackend(Backend):
     def workspace(self, rows: Tensor, side: int) -> Tensor:
         return rows.new_empty(2, side, side + self.block)  # H and its transpose
 
-    def similarity_lse(self, problem: Problem, strip: Strip, lse: Tensor) -> None:
-        _ops.cpu_similarity_lse(*_similarities(problem), *strip.rectangle, lse, _or_empty(strip.dots, lse))
+    def negatives_forward(self, problem: Problem, strip: Strip, negatives: Negatives) -> None:
+        tensors = *_similarities(problem, problem.excluded), *strip.rectangle, *negatives
+        _ops.cpu_negatives_forward(*tensors, _or_empty(strip.dots, negatives.total))
 
-    def positives_forward(self, problem: Problem, strips: Sequence[Strip], lse: Tensor) -> Statistics:
-        loss, slope, count = torch.zeros_like(lse), torch.zeros_like(lse), torch.zeros_like(lse, dtype=torch.int32)
-        tensors = *_similarities(problem), problem.weight, lse
+    def positives_forward(self, problem: Problem, strips: Sequence[Strip], base: Tensor) -> Positives:
+        softmax = problem.objective.positives == "softmax"
+        lse = torch.full_like(base, -torch.inf) if softmax else base.new_empty(0)
+        loss, slope, count = torch.zeros_like(base), torch.zeros_like(base), torch.zeros_like(base, dtype=torch.int32)
+        tensors = *_similarities(problem, problem.same), problem.tables.weight, base
         for rectangle, dots in strips:
-            _ops.cpu_positives_forward(*tensors, *rectangle, _or_empty(dots, lse), loss, slope, count)
-        return Statistics(lse, loss, slope, count)
+            _ops.cpu_positives_forward(*tensors, *rectangle, _or_empty(dots, base), lse, loss, slope, count)
+        count[problem.own_slots :] = 0
+        return Positives(lse, slope, loss, count) if softmax else Positives(loss, slope, lse, count)
 
     def similarity_grad(
-        self,
-        problem: Problem,
-        strip: Strip,
-        lse: Tensor,
-        coefficient: Tensor,
-        share: Tensor,
-        sums: Tensor,
-        work: Tensor,
+        self, problem: Problem, strip: Strip, terms: Terms, sums: Tensor, work: Tensor
     ) -> tuple[Tensor, Tensor]:
         h, h_transposed = work
-        tensors = *_similarities(problem), problem.weight, lse, coefficient, share
+        _, *kinds = problem.objective
+        pairs = *_similarities(problem, problem.excluded), problem.same.ids, problem.tables.weight
+        tensors = *pairs, *(kind == "softmax" for kind in kinds), *terms
         out = sums, h, h if strip.rectangle.diagonal else h_transposed
-        _ops.cpu_similarity_grad(*tensors, *strip.rectangle, _or_empty(strip.dots, lse), *out)
+        _ops.cpu_similarity_grad(*tensors, *strip.rectangle, _or_empty(strip.dots, terms.lse), *out)
         return h, h_transposed
 
     def pack_rows(self, rows: Tensor) -> Tensor:
@@ -141,9 +140,8 @@ def _accumulator(rows: Tensor) -> torch.dtype:
     return torch.float64 if rows.dtype == torch.float64 else torch.float32
 
 
-def _similarities(problem: Problem) -> tuple[Tensor, ...]:
-    layout = problem.layout
-    return problem.rows, layout.ids, layout.tiles, problem.temperature, problem.offset
+def _similarities(problem: Problem, groups: Groups) -> tuple[Tensor, ...]:
+    return problem.rows, *groups, problem.tables.temperature, problem.tables.offset
 
 
 BACKEND = CPUBackend()

@@ -10,13 +10,14 @@ import functools
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import _extension
 from ._backend import Strip
 from ._gpu import GPUBackend, contiguous
 from ._layout import Rectangle
-from ._problem import Problem, Statistics
+from ._problem import Groups, Negatives, Positives, Problem, Terms
 
 _HOPPER_DTYPES = torch.bfloat16, torch.float16
 _SLICES = 4  # blocks that share out the tiles with positives of a row of tiles: there may be one such row, or hundreds
@@ -46,9 +47,10 @@ class CUDABackend(GPUBackend):
             return f"it was built for compute capability {built} and newer, and the device has {capability}"
         return None
 
-    def preference(self, device: torch.device, dtype: torch.dtype) -> int:
+    def preference(self, device: torch.device, dtype: torch.dtype, objective: str | None) -> int:
         """More than Triton's where there are kernels for compute capability 9.0 alone."""
-        return 2 if _hopper_multiprocessors(device) and dtype in _HOPPER_DTYPES else 0
+        hopper = dtype in _HOPPER_DTYPES and objective != "siglip" and _hopper_multiprocessors(device) > 0
+        return 2 if hopper else 0
 
     def find_valid(self, *args) -> None:
         self.ops.cuda_check_values(*args)
@@ -58,7 +60,7 @@ class CUDABackend(GPUBackend):
 
     def lay_out(self, *args) -> None:
         *args, layout = args
-        self.ops.cuda_layout(*args, *layout)
+        self.ops.cuda_layout(*args, *layout[:-1])
 
     def gather_rows(self, z: Tensor, order: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
         rows = z.new_empty(len(order), self.padded_columns(z.shape[1]))
@@ -73,47 +75,55 @@ class CUDABackend(GPUBackend):
         self.ops.cuda_scatter_rows(grad_rows, z, slot, inv_norm, factor, normalize, grad)
         return grad
 
-    def similarity_lse(self, problem: Problem, strip: Strip, lse: Tensor) -> None:
-        rectangle = strip.rectangle
-        tiles = self._tiles(rectangle)
-        args = *_similarities(problem), *tiles
-        if blocks := _hopper_blocks(problem.rows, rectangle, tiles):
-            row_parts = lse.new_empty(2 * _pieces(rectangle, tiles, blocks), tiles[2] * self.block)
-            by_col = lse.new_empty(tiles[2], tiles[3] * self.block)
-            self.ops.cuda_hopper_lse(*args, lse, row_parts, by_col, blocks)
+    def negatives_forward(self, problem: Problem, strip: Strip, negatives: Negatives) -> None:
+        rectangle, (total, top) = strip.rectangle, negatives
+        tiles, sigmoid = self._tiles(rectangle), problem.objective.negatives == "sigmoid"
+        args = *_similarities(problem, problem.excluded), *tiles
+        if blocks := _hopper_blocks(problem, rectangle, tiles):
+            row_parts = total.new_empty(2 * _pieces(rectangle, tiles, blocks), tiles[2] * self.block)
+            by_col = total.new_empty(tiles[2], tiles[3] * self.block)
+            self.ops.cuda_hopper_lse(*args, total, row_parts, by_col, blocks)
             return
-        by_row = lse.new_empty(tiles[3], tiles[2] * self.block)
-        by_col = by_row if rectangle.diagonal else lse.new_empty(tiles[2], tiles[3] * self.block)
-        self.ops.cuda_similarity_lse(*args, by_row, by_col)
-        self.ops.cuda_merge_lse(lse[rectangle.i0 : rectangle.i1], by_row)
-        if not rectangle.diagonal:
-            self.ops.cuda_merge_lse(lse[rectangle.j0 : rectangle.j1], by_col)
+        planes = 2 if sigmoid else 1
+        by_row = total.new_empty(planes, tiles[3], tiles[2] * self.block)
+        by_col = by_row if rectangle.diagonal else total.new_empty(planes, tiles[2], tiles[3] * self.block)
+        self.ops.cuda_similarity_lse(*args, sigmoid, by_row, by_col)
+        i0, i1, j0, j1 = rectangle
+        sides = [(by_row, slice(i0, i1)), (by_col, slice(j0, j1))]
+        for parts, slots in sides[:1] if rectangle.diagonal else sides:
+            if sigmoid:
+                total[slots] += parts[0].sum(0)
+                top[slots] = top[slots].maximum(parts[1].amax(0))
+            else:
+                self.ops.cuda_merge_lse(total[slots], parts[0])
 
-    def positives_forward(self, problem: Problem, strips: Sequence[Strip], lse: Tensor) -> Statistics:
-        parts = lse.new_empty(3, 4 * _SLICES, len(lse))
-        self.ops.cuda_positives_forward(*_similarities(problem), *_positives(problem), lse, _SLICES, parts)
-        loss, slope, count = (part.sum(0) for part in parts)
-        return Statistics(lse, loss, slope, count.int())
+    def positives_forward(self, problem: Problem, strips: Sequence[Strip], base: Tensor) -> Positives:
+        softmax = problem.objective.positives == "softmax"
+        parts = base.new_empty(4 if softmax else 3, 4 * _SLICES, problem.own_slots)
+        args = *_similarities(problem, problem.same), *_positives(problem)
+        self.ops.cuda_positives_forward(*args, base, _SLICES, parts)
+        sums = parts.sum(1)
+        if softmax:
+            sums[0] = parts[0].logsumexp(0)
+        loss, slope, count, *s = F.pad(sums, (0, len(base) - problem.own_slots))
+        return Positives(loss, slope, s[0] if softmax else base.new_empty(0), count.int())
 
-    def negatives_grad(
-        self, problem: Problem, rectangle: Rectangle, lse: Tensor, coefficient: Tensor, h: Tensor, sums: Tensor
-    ) -> None:
-        tiles = self._tiles(rectangle)
-        parts = lse.new_zeros(2, tiles[2], tiles[3])
-        args = *_similarities(problem), *tiles, lse, coefficient, h, parts
-        if blocks := _hopper_blocks(problem.rows, rectangle, tiles):
-            self.ops.cuda_hopper_grad(*args, blocks)
+    def negatives_grad(self, problem: Problem, rectangle: Rectangle, terms: Terms, h: Tensor, sums: Tensor) -> None:
+        tiles, sigmoid = self._tiles(rectangle), problem.objective.negatives == "sigmoid"
+        parts = terms.lse.new_zeros(2, tiles[2], tiles[3])
+        args = *_similarities(problem, problem.excluded), *tiles
+        out = terms.lse, terms.coefficient, h, parts
+        if blocks := _hopper_blocks(problem, rectangle, tiles):
+            self.ops.cuda_hopper_grad(*args, *out, blocks)
         else:
-            self.ops.cuda_similarity_grad(*args)
+            self.ops.cuda_similarity_grad(*args, sigmoid, *out)
         self._add_pair_sums(problem, rectangle, parts, sums)
 
-    def positives_grad(
-        self, problem: Problem, rectangle: Rectangle, lse: Tensor, share: Tensor, h: Tensor, sums: Tensor
-    ) -> None:
+    def positives_grad(self, problem: Problem, rectangle: Rectangle, terms: Terms, h: Tensor, sums: Tensor) -> None:
         tiles = self._tiles(rectangle)
-        parts = lse.new_zeros(2, tiles[2], tiles[3])
-        args = *_similarities(problem), *tiles, *_positives(problem)
-        self.ops.cuda_positives_grad(*args, lse, share, _SLICES, h, parts)
+        parts = terms.base.new_zeros(2, tiles[2], tiles[3])
+        args = *_similarities(problem, problem.same), *tiles, *_positives(problem)
+        self.ops.cuda_positives_grad(*args, terms.base, terms.share, terms.slope, _SLICES, h, parts)
         self._add_pair_sums(problem, rectangle, parts, sums)
 
     def _add_pair_sums(self, problem: Problem, rectangle: Rectangle, parts: Tensor, sums: Tensor) -> None:
@@ -165,11 +175,11 @@ def _hopper_multiprocessors(device: torch.device) -> int:
     return properties.multi_processor_count if (properties.major, properties.minor) == (9, 0) else 0
 
 
-def _hopper_blocks(rows: Tensor, rectangle: Rectangle, tiles: tuple[int, int, int, int]) -> int:
-    """Blocks for the kernels of csrc/cuda/hopper, or 0 where these are not for the rows."""
-    if rows.dtype not in _HOPPER_DTYPES:
+def _hopper_blocks(problem: Problem, rectangle: Rectangle, tiles: tuple[int, int, int, int]) -> int:
+    """Blocks for the kernels of csrc/cuda/hopper, or 0 where these are not for the problem."""
+    if problem.objective.negatives == "sigmoid" or problem.rows.dtype not in _HOPPER_DTYPES:
         return 0
-    return min(_hopper_multiprocessors(rows.device), _tile_count(rectangle, tiles))
+    return min(_hopper_multiprocessors(problem.rows.device), _tile_count(rectangle, tiles))
 
 
 def _tile_count(rectangle: Rectangle, tiles: tuple[int, int, int, int]) -> int:
@@ -188,14 +198,14 @@ def _allow_tf32(rows: Tensor) -> bool:
     return rows.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
-def _similarities(problem: Problem) -> tuple[Tensor | bool | None, ...]:
-    tables = (t.contiguous() for t in (problem.temperature, problem.offset))
-    mask, allow_tf32 = contiguous(problem.domain_mask), _allow_tf32(problem.rows)
-    return problem.rows, problem.layout.ids, problem.layout.tiles, *tables, mask, allow_tf32
+def _similarities(problem: Problem, groups: Groups) -> tuple[Tensor | bool | None, ...]:
+    tables = problem.tables
+    pairs = tables.temperature.contiguous(), tables.offset.contiguous(), contiguous(tables.domain_mask)
+    return problem.rows, *groups, *pairs, _allow_tf32(problem.rows)
 
 
-def _positives(problem: Problem) -> tuple[Tensor, Tensor]:
-    return problem.layout.spans, problem.weight.contiguous()
+def _positives(problem: Problem) -> tuple[Tensor | bool, ...]:
+    return problem.layout.spans, problem.tables.weight.contiguous(), problem.objective.positives == "softmax"
 
 
 BACKEND = CUDABackend()

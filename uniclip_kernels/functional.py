@@ -1,29 +1,15 @@
-"""The public functions: check the arguments, bring scalars and matrices into one form, call the chosen backend."""
+"""The public functions."""
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from . import _known, reference
-from ._backend import REFERENCE, choose, reads_on_host
-from ._checks import (
-    check_embeddings,
-    check_flag,
-    check_ids,
-    check_reduction,
-    check_reverse_mode,
-    check_tables,
-    check_values,
-    is_integer,
-)
-from ._layout import FEW_DOMAINS
-from ._problem import accumulator_dtype
-from ._tables import full_table, num_domains_of, symmetric_table
+from . import _known
+from ._checks import check_embeddings, is_integer
+from ._contrastive import contrastive, similarity
 
 
 def mp_nce(
@@ -35,11 +21,17 @@ def mp_nce(
     offset: float | Tensor = 0.0,
     weight: float | Tensor = 1.0,
     domain_mask: Tensor | None = None,
+    exclude_ids: Tensor | None = None,
+    anchor_weight: Tensor | None = None,
+    candidates: Tensor | None = None,
+    candidate_sample_ids: Tensor | None = None,
+    candidate_domain_ids: Tensor | None = None,
+    candidate_exclude_ids: Tensor | None = None,
     reduction: str = "mean",
     normalize: bool = True,
     backend: str | None = None,
 ) -> Tensor:
-    """MP-NCE loss (UniCLIP, arXiv 2209.13430): every positive against the negatives alone, in memory linear in M.
+    """MP-NCE loss (UniCLIP, arXiv 2209.13430): every positive against the negatives alone, in memory linear in the rows.
 
     With s_ij = (cos(z_i, z_j) - offset) / temperature, each anchor i and each other row p of its sample give
     ``-log(e^{s_ip} / (e^{s_ip} + Σ_n e^{s_in}))`` over the rows n of other samples; an anchor's loss is the weighted mean over
@@ -58,13 +50,22 @@ def mp_nce(
             gradient.
         domain_mask: (K, K) bool, symmetric; False removes a pair of domains from positives and negatives. On the CPU it may stay
             there: then a GPU is never given the pairs that it removes, if ``domain_ids`` are those of :func:`stack_views`.
-        reduction: "mean" over the anchors that have a positive, "sum", or "none": (M,) with 0 where there is no positive.
+        exclude_ids: (M,) integer, the same for all rows of a sample: samples of one id >= 0 are no negatives of each other, as
+            with pictures of one caption or near duplicates.
+        anchor_weight: (M,) floating point, not negative: what the loss of each row counts for. Differentiable.
+        candidates: (Q, D) rows that are compared with, but are no anchors: a queue, hard negatives, documents. In the dtype and
+            on the device of the embeddings; they get a gradient if they require one. Those with the sample id of a row are its
+            positives.
+        candidate_sample_ids: (Q,) integer, needed with ``candidates``.
+        candidate_domain_ids, candidate_exclude_ids: (Q,), as for rows.
+        reduction: "mean" over the anchors that have a positive, weighted by ``anchor_weight``, "sum", or "none": (M,) with 0
+            where there is no positive.
         normalize: divide each row by max(norm, 1e-12) first; False takes the rows as they are.
         backend: "triton", "cuda", "cpu", "reference", or None for the best usable one on the tensors' device.
 
     Returns:
-        The loss, float32 (float64 for float64 embeddings). Differentiable once in embeddings, temperature and offset; bitwise
-        repeatable. M = 0, or no row with a positive, gives 0 with gradient 0.
+        The loss, float32 (float64 for float64 embeddings). Differentiable once in embeddings, candidates, anchor_weight,
+        temperature and offset; bitwise repeatable. M = 0, or no row with a positive, gives 0 with gradient 0.
 
     Raises:
         TypeError, ValueError: for a wrong argument, naming it; ValueError for a backend that cannot run, with the reason. On a
@@ -72,41 +73,161 @@ def mp_nce(
             waiting for it. UNICLIP_CHECK_VALUES=0 leaves values unchecked, on the CPU too: wrong ones then give undefined
             results, in safe memory.
     """
-    check_embeddings("embeddings", embeddings)
-    check_ids("sample_ids", sample_ids, "embeddings", embeddings)
-    if domain_ids is not None:
-        check_ids("domain_ids", domain_ids, "embeddings", embeddings)
-    check_tables(embeddings, temperature=temperature, offset=offset, weight=weight, domain_mask=domain_mask)
-    check_reduction(reduction)
-    check_flag("normalize", normalize)
-    chosen = choose(backend, embeddings.device, embeddings.dtype)
-    on_host = reads_on_host(chosen)
-
-    k, ignore_domains = num_domains_of(temperature, offset, weight, domain_mask)
-    like = embeddings.new_empty(0, dtype=accumulator_dtype(embeddings.dtype))
-    tau, b, w = (full_table(value, k, like) for value in (temperature, offset, weight))
-    w = w.detach()
-    allowed = None if on_host else _allowed(domain_mask)
-    if domain_mask is not None and domain_mask.device != embeddings.device:
-        device = embeddings.device
-        domain_mask = domain_mask.to(device) if allowed is None else _on_device(allowed, device)
-    if chosen == REFERENCE:
-        tau, b = symmetric_table(tau, k, like), symmetric_table(b, k, like)
-        given = {} if domain_ids is None else {"domain_ids": domain_ids}
-        check_values(tau, b, given, None if ignore_domains else k, w, domain_mask, padding=sample_ids < 0)
-        options = dict(temperature=tau, offset=b, weight=w, domain_mask=domain_mask, reduction=reduction)
-        ids = None if ignore_domains else domain_ids
-        return reference.mp_nce(embeddings, sample_ids, ids, normalize=normalize, **options)
-    check_reverse_mode("mp_nce", embeddings, tau, b)
-    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (embeddings, tau, b))
-    known = _sizes(embeddings, None if ignore_domains else domain_ids, k, on_host), allowed
-    tables = tau, b, w, domain_mask
-    loss, num_positives, *_ = torch.ops.uniclip_kernels.mp_nce_fwd(
-        embeddings, sample_ids, domain_ids, *tables, keep, ignore_domains, *known, normalize, chosen
+    return contrastive(
+        "mp_nce",
+        embeddings,
+        sample_ids,
+        domain_ids,
+        temperature=temperature,
+        offset=offset,
+        weight=weight,
+        domain_mask=domain_mask,
+        exclude_ids=exclude_ids,
+        anchor_weight=anchor_weight,
+        candidates=candidates,
+        candidate_sample_ids=candidate_sample_ids,
+        candidate_domain_ids=candidate_domain_ids,
+        candidate_exclude_ids=candidate_exclude_ids,
+        reduction=reduction,
+        normalize=normalize,
+        backend=backend,
     )
-    if reduction == "none":
-        return loss
-    return loss.sum() / (num_positives > 0).sum().clamp(min=1) if reduction == "mean" else loss.sum()
+
+
+def sup_con(
+    embeddings: Tensor,
+    sample_ids: Tensor,
+    domain_ids: Tensor | None = None,
+    *,
+    temperature: float | Tensor = 0.07,
+    offset: float | Tensor = 0.0,
+    weight: float | Tensor = 1.0,
+    domain_mask: Tensor | None = None,
+    exclude_ids: Tensor | None = None,
+    anchor_weight: Tensor | None = None,
+    candidates: Tensor | None = None,
+    candidate_sample_ids: Tensor | None = None,
+    candidate_domain_ids: Tensor | None = None,
+    candidate_exclude_ids: Tensor | None = None,
+    reduction: str = "mean",
+    normalize: bool = True,
+    backend: str | None = None,
+) -> Tensor:
+    """Supervised contrastive loss (Khosla et al., arXiv 2004.11362, L_out): every positive against all other rows.
+
+    Each anchor i and each other row p of its sample give ``-log(e^{s_ip} / Σ_a e^{s_ia})`` over all rows a but i itself; an
+    anchor's loss is the weighted mean over its positives. Arguments, result and errors are those of :func:`mp_nce`.
+    """
+    return contrastive(
+        "sup_con",
+        embeddings,
+        sample_ids,
+        domain_ids,
+        temperature=temperature,
+        offset=offset,
+        weight=weight,
+        domain_mask=domain_mask,
+        exclude_ids=exclude_ids,
+        anchor_weight=anchor_weight,
+        candidates=candidates,
+        candidate_sample_ids=candidate_sample_ids,
+        candidate_domain_ids=candidate_domain_ids,
+        candidate_exclude_ids=candidate_exclude_ids,
+        reduction=reduction,
+        normalize=normalize,
+        backend=backend,
+    )
+
+
+def mil_nce(
+    embeddings: Tensor,
+    sample_ids: Tensor,
+    domain_ids: Tensor | None = None,
+    *,
+    temperature: float | Tensor = 0.07,
+    offset: float | Tensor = 0.0,
+    domain_mask: Tensor | None = None,
+    exclude_ids: Tensor | None = None,
+    anchor_weight: Tensor | None = None,
+    candidates: Tensor | None = None,
+    candidate_sample_ids: Tensor | None = None,
+    candidate_domain_ids: Tensor | None = None,
+    candidate_exclude_ids: Tensor | None = None,
+    reduction: str = "mean",
+    normalize: bool = True,
+    backend: str | None = None,
+) -> Tensor:
+    """MIL-NCE loss (Miech et al., arXiv 1912.06430): all positives of a row together against the negatives.
+
+    ``-log(Σ_p e^{s_ip} / (Σ_p e^{s_ip} + Σ_n e^{s_in}))`` for each anchor i. Arguments, result and errors are those of
+    :func:`mp_nce`, without ``weight``.
+    """
+    return contrastive(
+        "mil_nce",
+        embeddings,
+        sample_ids,
+        domain_ids,
+        temperature=temperature,
+        offset=offset,
+        weight=1.0,
+        domain_mask=domain_mask,
+        exclude_ids=exclude_ids,
+        anchor_weight=anchor_weight,
+        candidates=candidates,
+        candidate_sample_ids=candidate_sample_ids,
+        candidate_domain_ids=candidate_domain_ids,
+        candidate_exclude_ids=candidate_exclude_ids,
+        reduction=reduction,
+        normalize=normalize,
+        backend=backend,
+    )
+
+
+def siglip(
+    embeddings: Tensor,
+    sample_ids: Tensor,
+    domain_ids: Tensor | None = None,
+    *,
+    temperature: float | Tensor = 0.07,
+    offset: float | Tensor = 0.0,
+    weight: float | Tensor = 1.0,
+    domain_mask: Tensor | None = None,
+    exclude_ids: Tensor | None = None,
+    anchor_weight: Tensor | None = None,
+    candidates: Tensor | None = None,
+    candidate_sample_ids: Tensor | None = None,
+    candidate_domain_ids: Tensor | None = None,
+    candidate_exclude_ids: Tensor | None = None,
+    reduction: str = "mean",
+    normalize: bool = True,
+    backend: str | None = None,
+) -> Tensor:
+    """Sigmoid loss (SigLIP, Zhai et al., arXiv 2303.15343): every pair for itself.
+
+    ``Σ_p w softplus(-s_ip) + Σ_n softplus(s_in)`` for each row i. SigLIP's scale t and bias b are 1 / temperature and
+    -offset / temperature: ``temperature=1 / t, offset=-b / t``. "mean" is over the rows with a positive or a negative: with one
+    picture and one text a sample, compared with each other alone, that is SigLIP's loss. Arguments, result and errors are
+    otherwise those of :func:`mp_nce`.
+    """
+    return contrastive(
+        "siglip",
+        embeddings,
+        sample_ids,
+        domain_ids,
+        temperature=temperature,
+        offset=offset,
+        weight=weight,
+        domain_mask=domain_mask,
+        exclude_ids=exclude_ids,
+        anchor_weight=anchor_weight,
+        candidates=candidates,
+        candidate_sample_ids=candidate_sample_ids,
+        candidate_domain_ids=candidate_domain_ids,
+        candidate_exclude_ids=candidate_exclude_ids,
+        reduction=reduction,
+        normalize=normalize,
+        backend=backend,
+    )
 
 
 def domain_similarity(
@@ -131,64 +252,16 @@ def domain_similarity(
     Returns:
         (Mx, My) similarities, float32 (float64 for float64). Differentiable once in x, y, temperature and offset.
     """
-    check_embeddings("x", x)
-    if y is None:
-        if y_domain_ids is not None:
-            raise ValueError("y_domain_ids must be None when y is None: y is then x")
-        y, y_domain_ids = x, x_domain_ids
-    else:
-        check_embeddings("y", y)
-        if y.shape[1] != x.shape[1] or y.dtype != x.dtype or y.device != x.device:
-            raise ValueError(
-                f"y must have the D, dtype and device of x, {x.shape[1]}, {x.dtype}, {x.device}, "
-                f"got {y.shape[1]}, {y.dtype}, {y.device}"
-            )
-    if x_domain_ids is not None:
-        check_ids("x_domain_ids", x_domain_ids, "x", x)
-    if y_domain_ids is not None:
-        check_ids("y_domain_ids", y_domain_ids, "y", y)
-    check_tables(x, temperature=temperature, offset=offset)
-    check_flag("normalize", normalize)
-    chosen = choose(backend, x.device, x.dtype)
-
-    k, ignore_domains = num_domains_of(temperature, offset)
-    like = x.new_empty(0, dtype=accumulator_dtype(x.dtype))
-    tau, b = symmetric_table(temperature, k, like), symmetric_table(offset, k, like)
-    if chosen == REFERENCE:
-        named = {"x_domain_ids": x_domain_ids, "y_domain_ids": y_domain_ids}
-        given = {name: ids for name, ids in named.items() if ids is not None}
-        check_values(tau, b, given, None if ignore_domains else k)
-        ids = (None, None) if ignore_domains else (x_domain_ids, y_domain_ids)
-        return reference.domain_similarity(x, y, *ids, temperature=tau, offset=b, normalize=normalize)
-    check_reverse_mode("domain_similarity", x, y, tau, b)
-    return torch.ops.uniclip_kernels.domain_similarity_fwd(
-        x, y, x_domain_ids, y_domain_ids, tau, b, ignore_domains, normalize, chosen
+    return similarity(
+        x,
+        y,
+        x_domain_ids,
+        y_domain_ids,
+        temperature=temperature,
+        offset=offset,
+        normalize=normalize,
+        backend=backend,
     )
-
-
-def _sizes(embeddings: Tensor, domain_ids: Tensor | None, num_domains: int, on_host: bool) -> list[int] | None:
-    """Rows of each domain where the host can tell, and the backend would not read them itself."""
-    if domain_ids is None or on_host or num_domains > FEW_DOMAINS:
-        return None
-    sizes = _known.kept(domain_ids)
-    if sizes is None or len(sizes) > num_domains or sum(sizes) != embeddings.shape[0]:
-        return None
-    return [*sizes, *[0] * (num_domains - len(sizes))]
-
-
-def _allowed(domain_mask: Tensor | None) -> tuple[bool, ...] | None:
-    """The mask row by row where the host can tell."""
-    if domain_mask is None or _known.is_traced(domain_mask):
-        return None
-    return tuple(domain_mask.flatten().tolist()) if domain_mask.device.type == "cpu" else _known.kept(domain_mask)
-
-
-@functools.cache  # never dropped, since CUDA graphs may read it
-def _on_device(allowed: tuple[bool, ...], device: torch.device) -> Tensor:
-    """A (K, K) mask from its values; copied to the device once, so that CUDA graphs can be captured."""
-    k = math.isqrt(len(allowed))
-    with torch.inference_mode(False):  # it will be used in training too
-        return torch.tensor(allowed).view(k, k).to(device)
 
 
 def stack_views(views: Sequence[Tensor], domains: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:

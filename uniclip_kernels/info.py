@@ -56,16 +56,19 @@ def _cuda() -> list[str]:
 
 
 def _kernels() -> list[str]:
-    """What the compiler said of each CUDA kernel: the driver says the same of machine code that it loads."""
+    """What the compiler said of each CUDA kernel, and of its variants the largest: the driver says the same of what it loads."""
     try:
         extension = _extension.load("_cuda")
     except ImportError:
         return []
     table: dict[str, dict[int, str]] = {}
-    for signature, architecture, registers, stack in extension.kernels:
+    for signature, architecture, registers, stack in sorted(
+        extension.kernels, key=lambda k: k[2:]
+    ):  # the most comes last
         kernel, element = re.search(r"(\w+)_kernel(?:<(?:\w+::)*(\w+)[^>]*>)?\(", signature).groups()
         name = kernel if element is None else f"{kernel}, {element.removeprefix('__').removeprefix('nv_').lower()}"
         table.setdefault(name, {})[architecture] = f"{registers}+{stack}" if stack else f"{registers}"
+    table = dict(sorted(table.items()))
     heading = "".join(f"{f'sm_{a}':>8}" for a in extension.architectures)
     rows = ("".join(f"{row.get(a, '-'):>8}" for a in extension.architectures) for row in table.values())
     return [

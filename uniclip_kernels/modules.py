@@ -1,4 +1,4 @@
-"""The loss as a module that owns its learnable temperatures and offsets."""
+"""The objectives as modules that own their learnable temperatures and offsets."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from ._checks import (
     is_integer,
     is_number,
 )
+from ._contrastive import contrastive
 from ._tables import flat_of, mirrored, symmetric_of
-from .functional import mp_nce
 
 
-class MPNCELoss(nn.Module):
-    """MP-NCE with one learnable temperature and offset for each pair of domains.
+class _Loss(nn.Module):
+    """An objective with one learnable temperature and offset for each pair of domains.
 
     Rows whose sample id is negative are padding: they are in no set and get gradient 0. Make ids of 64-bit hashes
     non-negative first: ``ids & (2**63 - 1)``. On the CPU the first batch of padding alone gives a warning.
@@ -52,6 +52,7 @@ class MPNCELoss(nn.Module):
         domain_mask: (K, K) uint8, or None.
     """
 
+    _objective: str
     log_temperature: Tensor
     offset: Tensor
     weight: Tensor
@@ -123,9 +124,22 @@ class MPNCELoss(nn.Module):
         """(K, K) b as used by the loss, symmetric."""
         return symmetric_of(self.offset, self.num_domains)
 
-    def forward(self, embeddings: Tensor, sample_ids: Tensor, domain_ids: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        embeddings: Tensor,
+        sample_ids: Tensor,
+        domain_ids: Tensor | None = None,
+        *,
+        exclude_ids: Tensor | None = None,
+        anchor_weight: Tensor | None = None,
+        candidates: Tensor | None = None,
+        candidate_sample_ids: Tensor | None = None,
+        candidate_domain_ids: Tensor | None = None,
+        candidate_exclude_ids: Tensor | None = None,
+    ) -> Tensor:
         """The loss of (M, D) ``embeddings``; see :func:`uniclip_kernels.mp_nce`."""
-        loss = mp_nce(
+        loss = contrastive(
+            self._objective,
             embeddings,
             sample_ids,
             domain_ids,
@@ -133,6 +147,12 @@ class MPNCELoss(nn.Module):
             offset=self.offsets,
             weight=self.weight,
             domain_mask=self._mask(),
+            exclude_ids=exclude_ids,
+            anchor_weight=anchor_weight,
+            candidates=candidates,
+            candidate_sample_ids=candidate_sample_ids,
+            candidate_domain_ids=candidate_domain_ids,
+            candidate_exclude_ids=candidate_exclude_ids,
             normalize=self.normalize,
             reduction=self.reduction,
             backend=self.backend,
@@ -164,7 +184,7 @@ class MPNCELoss(nn.Module):
                 stacklevel=5,  # behind two of nn.Module's
             )
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MPNCELoss:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Loss:
         """Casts to 16 bits make the tables float32."""
 
         def wide(tensor: Tensor) -> Tensor:
@@ -190,6 +210,37 @@ class MPNCELoss(nn.Module):
             f"num_domains={self.num_domains}, learnable={self.learnable}, min_temperature={self.min_temperature}, "
             f"normalize={self.normalize}, reduction={self.reduction!r}, backend={self.backend!r}"
         )
+
+
+class MPNCELoss(_Loss):
+    __doc__ = f"MP-NCE: see :func:`uniclip_kernels.mp_nce`. {_Loss.__doc__}"
+    _objective = "mp_nce"
+
+
+class SupConLoss(_Loss):
+    __doc__ = f"Supervised contrastive loss: see :func:`uniclip_kernels.sup_con`. {_Loss.__doc__}"
+    _objective = "sup_con"
+
+
+class MILNCELoss(_Loss):
+    __doc__ = f"MIL-NCE, whose positives have no weights: see :func:`uniclip_kernels.mil_nce`. {_Loss.__doc__}"
+    _objective = "mil_nce"
+
+    def __init__(self, num_domains: int = 2, **options: Any) -> None:
+        if "weight" in options:
+            raise TypeError("weight must not be given: the positives of MIL-NCE have none")
+        super().__init__(num_domains, **options)
+
+
+class SigLIPLoss(_Loss):
+    __doc__ = f"""Sigmoid loss: see :func:`uniclip_kernels.siglip`. SigLIP's scale t and bias b are 1 / temperature and
+    -offset / temperature; it starts from t = 10 and b = -10, which are ``temperature=0.1, offset=1.0``. {_Loss.__doc__}"""
+    _objective = "siglip"
+
+    def __init__(
+        self, num_domains: int = 2, *, temperature: float | Tensor = 0.1, offset: float | Tensor = 1.0, **options: Any
+    ) -> None:
+        super().__init__(num_domains, temperature=temperature, offset=offset, **options)
 
 
 class _Floor(torch.autograd.Function):

@@ -9,8 +9,9 @@ import triton
 from torch import Tensor
 
 from uniclip_kernels._backend import Strip
-from uniclip_kernels._layout import Known, Rectangle
-from uniclip_kernels._problem import Problem
+from uniclip_kernels._layout import Rectangle
+from uniclip_kernels._objectives import OBJECTIVES
+from uniclip_kernels._problem import Groups, Negatives, Problem, Tables, Terms
 from uniclip_kernels.triton import TritonBackend, tuning
 from uniclip_kernels.triton.launch import Launcher
 from uniclip_kernels.triton.similarity_grad import similarity_grad_kernel
@@ -35,18 +36,21 @@ class TileKernels:
         backend = TritonBackend(device, self.launcher)
         side = self.side = tiles * backend.block
         ids = torch.arange(2 * side, device=device)
-        layout = backend.sort_rows(ids, ids // side, 2, None, [side, side])
+        layout = backend.sort_rows(ids, ids // side, 2, None, 2 * side, None)
         rows, inv_norm = backend.gather_rows(torch.randn(2 * side, d, device=device).to(dtype), layout.order, True)
         tables = ([[0.07, 0.06], [0.06, 0.08]], [[0.1, 0.02], [0.02, 0.05]], [[1.0, 1.0], [1.0, 1.0]])
-        tables = [torch.tensor(table, device=device) for table in tables]
-        self.problem = Problem(rows, inv_norm, layout, *tables, None, Known([side, side], None))
+        tables = Tables(*(torch.tensor(table, device=device) for table in tables), None)
+        samples = Groups(layout.ids, layout.tiles)
+        objective, sizes = OBJECTIVES["mp_nce"], [side, side]
+        self.problem = Problem(objective, rows, inv_norm, layout, 2 * side, samples, samples, tables, sizes, None)
         self.rectangle = Rectangle(0, side, side, 2 * side)
         self.sums = torch.zeros(2, 2, 2, dtype=torch.float64, device=device)
         self.work = rows.new_empty(side, side)
         starts = [(first, start) for first in (0, side) for start in range(first, first + side, _SOME)]
-        self.lse = torch.cat([self._similarities(start).logsumexp(1) for _, start in starts]).float()
-        self.running = torch.empty_like(self.lse)
-        self.coefficient = torch.rand(len(rows), device=device)
+        lse = torch.cat([self._similarities(start).logsumexp(1) for _, start in starts]).float()
+        none = lse.new_empty(0)
+        self.terms = Terms(lse, torch.rand(len(rows), device=device), none, none, none)
+        self.running = Negatives(torch.empty_like(lse), none)
 
     def configurations(self) -> Iterator[tuple[triton.JITFunction, dict]]:
         for kernel in (similarity_lse_kernel, similarity_grad_kernel):
@@ -63,21 +67,21 @@ class TileKernels:
 
     def _lse(self, backend: TritonBackend, check: bool = False) -> list[Tensor]:
         if check:
-            self.running.fill_(-torch.inf)
-        backend.similarity_lse(self.problem, Strip(self.rectangle, None), self.running)
+            self.running.total.fill_(-torch.inf)
+        backend.negatives_forward(self.problem, Strip(self.rectangle, None), self.running)
         if check:
-            _close("lse", self.running, self.lse, _LSE_TOLERANCE)
+            _close("lse", self.running.total, self.terms.lse, _LSE_TOLERANCE)
         return []
 
     def _grad(self, backend: TritonBackend, check: bool = False) -> list[Tensor]:
-        h = self.work
-        backend.negatives_grad(self.problem, self.rectangle, self.lse, self.coefficient, h, self.sums)
+        h, lse, coefficient = self.work, self.terms.lse, self.terms.coefficient
+        backend.negatives_grad(self.problem, self.rectangle, self.terms, h, self.sums)
         if check:
             s = self._similarities(0)
             of_rows, of_columns = slice(0, len(s)), slice(self.side, 2 * self.side)
-            expected = (s - self.lse[of_rows, None]).exp() * self.coefficient[of_rows, None]
-            expected += (s - self.lse[None, of_columns]).exp() * self.coefficient[None, of_columns]
-            _close("H", h[of_rows], expected / self.problem.temperature[_PAIR], _TOLERANCE[h.dtype])
+            expected = (s - lse[of_rows, None]).exp() * coefficient[of_rows, None]
+            expected += (s - lse[None, of_columns]).exp() * coefficient[None, of_columns]
+            _close("H", h[of_rows], expected / self.problem.tables.temperature[_PAIR], _TOLERANCE[h.dtype])
         return []
 
     def _similarities(self, start: int) -> Tensor:
@@ -85,7 +89,8 @@ class TileKernels:
         rows, other = self.problem.rows, 0 if start >= self.side else self.side
         end = min(start + _SOME, self.side if start < self.side else 2 * self.side)
         dots = rows[start:end].double() @ rows[other : other + self.side].double().T
-        return (dots - self.problem.offset[_PAIR]) / self.problem.temperature[_PAIR].double()
+        tables = self.problem.tables
+        return (dots - tables.offset[_PAIR]) / tables.temperature[_PAIR].double()
 
 
 class _Configured(Launcher):

@@ -16,15 +16,17 @@ void gather_rows(const Tensor z, const Tensor order, bool normalize, Tensor rows
 void scatter_rows(const Tensor grad_rows, const Tensor z, const Tensor slot, const Tensor inv_norm, const Tensor factor,
                   bool normalize, Tensor grad);
 
-void similarity_lse(const Tensor rows, const Tensor ids, const Tensor tiles, const Tensor temperature,
-                    const Tensor offset, int64_t i0, int64_t i1, int64_t j0, int64_t j1, Tensor lse, Tensor kept);
+void negatives_forward(const Tensor rows, const Tensor ids, const Tensor tiles, const Tensor temperature,
+                       const Tensor offset, int64_t i0, int64_t i1, int64_t j0, int64_t j1, Tensor total, Tensor top,
+                       Tensor kept);
 void positives_forward(const Tensor rows, const Tensor ids, const Tensor tiles, const Tensor temperature,
-                       const Tensor offset, const Tensor weight, const Tensor lse, int64_t i0, int64_t i1, int64_t j0,
-                       int64_t j1, const Tensor kept, Tensor loss, Tensor slope, Tensor count);
+                       const Tensor offset, const Tensor weight, const Tensor base, int64_t i0, int64_t i1, int64_t j0,
+                       int64_t j1, const Tensor kept, Tensor lse, Tensor loss, Tensor slope, Tensor count);
 void similarity_grad(const Tensor rows, const Tensor ids, const Tensor tiles, const Tensor temperature,
-                     const Tensor offset, const Tensor weight, const Tensor lse, const Tensor coefficient,
-                     const Tensor share, int64_t i0, int64_t i1, int64_t j0, int64_t j1, const Tensor kept, Tensor sums,
-                     Tensor h, Tensor h_transposed);
+                     const Tensor offset, const Tensor same, const Tensor weight, bool softmax_negatives,
+                     bool softmax_positives, const Tensor lse, const Tensor coefficient, const Tensor base,
+                     const Tensor slope, const Tensor share, int64_t i0, int64_t i1, int64_t j0, int64_t j1,
+                     const Tensor kept, Tensor sums, Tensor h, Tensor h_transposed);
 void pack_rows(const Tensor rows, Tensor packed);
 void accumulate(Tensor out, const Tensor a, const Tensor b);
 

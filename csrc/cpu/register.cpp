@@ -11,16 +11,17 @@ STABLE_TORCH_LIBRARY_FRAGMENT(uniclip_kernels, m) {
       "cpu_scatter_rows(Tensor grad_rows, Tensor z, Tensor slot, Tensor inv_norm, Tensor factor, bool normalize, "
       "Tensor(a!) grad) -> ()");
   m.def(
-      "cpu_similarity_lse(Tensor rows, Tensor ids, Tensor tiles, Tensor temperature, Tensor offset, int i0, int i1, "
-      "int j0, int j1, Tensor(a!) lse, Tensor(b!) kept) -> ()");
+      "cpu_negatives_forward(Tensor rows, Tensor ids, Tensor tiles, Tensor temperature, Tensor offset, int i0, int i1, "
+      "int j0, int j1, Tensor(a!) total, Tensor(b!) top, Tensor(c!) kept) -> ()");
   m.def(
       "cpu_positives_forward(Tensor rows, Tensor ids, Tensor tiles, Tensor temperature, Tensor offset, Tensor weight, "
-      "Tensor lse, int i0, int i1, int j0, int j1, Tensor kept, Tensor(a!) loss, Tensor(b!) slope, Tensor(c!) count) "
-      "-> ()");
+      "Tensor base, int i0, int i1, int j0, int j1, Tensor kept, Tensor(a!) lse, Tensor(b!) loss, Tensor(c!) slope, "
+      "Tensor(d!) count) -> ()");
   m.def(
-      "cpu_similarity_grad(Tensor rows, Tensor ids, Tensor tiles, Tensor temperature, Tensor offset, Tensor weight, "
-      "Tensor lse, Tensor coefficient, Tensor share, int i0, int i1, int j0, int j1, Tensor kept, Tensor(a!) sums, "
-      "Tensor(b!) h, Tensor(c!) h_transposed) -> ()");
+      "cpu_similarity_grad(Tensor rows, Tensor ids, Tensor tiles, Tensor temperature, Tensor offset, Tensor same, "
+      "Tensor weight, bool softmax_negatives, bool softmax_positives, Tensor lse, Tensor coefficient, Tensor base, "
+      "Tensor slope, Tensor share, int i0, int i1, int j0, int j1, Tensor kept, Tensor(a!) sums, Tensor(b!) h, "
+      "Tensor(c!) h_transposed) -> ()");
   m.def("cpu_pack_rows(Tensor rows, Tensor(a!) packed) -> ()");
   m.def("cpu_accumulate(Tensor(a!) out, Tensor a, Tensor b) -> ()");
   m.def(
@@ -36,7 +37,7 @@ STABLE_TORCH_LIBRARY_IMPL(uniclip_kernels, CPU, m) {
   using namespace uniclip::cpu;
   m.impl("cpu_gather_rows", TORCH_BOX(&gather_rows));
   m.impl("cpu_scatter_rows", TORCH_BOX(&scatter_rows));
-  m.impl("cpu_similarity_lse", TORCH_BOX(&similarity_lse));
+  m.impl("cpu_negatives_forward", TORCH_BOX(&negatives_forward));
   m.impl("cpu_positives_forward", TORCH_BOX(&positives_forward));
   m.impl("cpu_similarity_grad", TORCH_BOX(&similarity_grad));
   m.impl("cpu_pack_rows", TORCH_BOX(&pack_rows));

@@ -139,7 +139,7 @@ inline Vec<float> exp2(Vec<float> x) {
   return x == x ? (Vec<float>)scaled : x;
 }
 inline Vec<double> exp2(Vec<double> x) {
-  Vec<double> y;
+  Vec<double> y{};
   for (int l = 0; l < kLanes<double>; ++l) y[l] = std::exp2(x[l]);
   return y;
 }
@@ -160,7 +160,7 @@ inline Vec<float> log1p(Vec<float> r) {
   return fma(__builtin_convertvector(n, Vec<float>), splat(float(kLn2)), g + fma(p, g * g, lost));
 }
 inline Vec<double> log1p(Vec<double> r) {
-  Vec<double> y;
+  Vec<double> y{};
   for (int l = 0; l < kLanes<double>; ++l) y[l] = std::log1p(r[l]);
   return y;
 }

@@ -42,16 +42,22 @@ class Rectangle {
   int64_t row_tiles() const { return ceil_div(i1 - i0, kTile); }
   int64_t col_tiles() const { return ceil_div(j1 - j0, kTile); }
 
-  // Sample numbers ascend: do the ranges of the two sides meet, and is all one sample?
-  bool meet(int64_t it, int64_t jt) const {
+  // Numbers ascend: do the ranges of the two sides meet, and is all one group?
+  bool meet(int64_t it, int64_t jt) const { return meet(ids_, it, jt); }
+  bool meet(const int32_t* ids, int64_t it, int64_t jt) const {
     const auto [i, last_i] = ends(i0, i1, it);
     const auto [j, last_j] = ends(j0, j1, jt);
-    return std::max(ids_[i], ids_[j]) <= std::min(ids_[last_i], ids_[last_j]);
+    return std::max(ids[i], ids[j]) <= std::min(ids[last_i], ids[last_j]);
   }
-  bool one_sample(int64_t it, int64_t jt) const {
+  bool one_group(int64_t it, int64_t jt) const {
     const auto [i, last_i] = ends(i0, i1, it);
     const auto [j, last_j] = ends(j0, j1, jt);
     return ids_[i] == ids_[last_i] && ids_[i] == ids_[j] && ids_[i] == ids_[last_j];
+  }
+  // Where the parts of a tile's columns go.
+  template <class Parts>
+  auto columns(const Parts& by_row, const Parts& by_col, int64_t it, int64_t jt) const {
+    return diagonal() ? by_row.at(it, jt * kTile) : by_col.at(it, jt * kTile);
   }
   const int32_t* row_ids(int64_t it) const { return ids_ + i0 + it * kTile; }
   const int32_t* col_ids(int64_t jt) const { return ids_ + j0 + jt * kTile; }
@@ -125,10 +131,25 @@ struct Partials {
   Buffer<T> max, sum;
 };
 
+// `lse` (natural) joined with all parts of each slot.
 template <class C, class T = Accumulator<C>>
-void merge(T* lse, const Partials<T>& partials, int64_t slots) {
+void merge_lse(T* lse, const Partials<T>& partials, int64_t slots) {
   parallel_rows(slots, 256, [&](int64_t begin, int64_t end) {
     tile_kernels<C>().merge_lse(lse + begin, partials.at(0, begin), int(partials.tiles), partials.stride, end - begin);
+  });
+}
+
+// Likewise sums, and maxima (natural).
+template <class T>
+void merge_sums(T* total, T* top, const Partials<T>& partials, int64_t slots) {
+  parallel_rows(slots, 256, [&](int64_t begin, int64_t end) {
+    for (int64_t p = 0; p < partials.tiles; ++p) {
+      const Statistics<T> part = partials.at(p, 0);
+      for (int64_t k = begin; k < end; ++k) {
+        total[k] += part.sum[k];
+        top[k] = std::max(top[k], part.max[k] * T(kLn2));
+      }
+    }
   });
 }
 
@@ -149,70 +170,105 @@ struct PartialSums {
   Buffer<T> loss, slope, count;
 };
 
+// A number of each slot for the rows and the columns of a tile.
 template <class T>
-struct BaseTwo {
-  explicit BaseTwo(const Tensor& lse) : lse(vector<T>(lse)) {}
-  void operator()(int64_t first, int64_t n, T* out) const {
-    for (int64_t k = 0; k < n; ++k) out[k] = lse[first + k] * T(kLog2E);
+class OfTile {
+ public:
+  template <class F>
+  OfTile(int64_t i, int64_t j, const Tile<T>& tile, const F& row, const F& col) {
+    for (int64_t k = 0; k < tile.padded_rows; ++k) row_[k] = row(i + k);
+    for (int64_t k = 0; k < tile.padded_cols; ++k) col_[k] = col(j + k);
   }
-  const T* lse;
+  template <class F>
+  OfTile(int64_t i, int64_t j, const Tile<T>& tile, const F& both) : OfTile(i, j, tile, both, both) {}
+  operator Sides<T>() const { return {row_, col_}; }
+
+ private:
+  T row_[kTile], col_[kTile];
 };
+
+template <class T>
+auto in_base_two(const Tensor& x) {
+  return [x = vector<T>(x)](int64_t slot) { return x[slot] * T(kLog2E); };
+}
+// Exponents of which nothing is to remain where there is no positive.
+template <class T>
+auto softmax_base(const Tensor& base) {
+  return [base = vector<T>(base)](int64_t slot) {
+    constexpr T kInfinity = std::numeric_limits<T>::infinity();
+    return base[slot] == -kInfinity ? kInfinity : base[slot] * T(kLog2E);
+  };
+}
 
 }  // namespace
 
-void similarity_lse(const Tensor rows, const Tensor ids, const Tensor tiles, const Tensor temperature,
-                    const Tensor offset, int64_t i0, int64_t i1, int64_t j0, int64_t j1, Tensor lse, Tensor kept) {
+void negatives_forward(const Tensor rows, const Tensor ids, const Tensor tiles, const Tensor temperature,
+                       const Tensor offset, int64_t i0, int64_t i1, int64_t j0, int64_t j1, Tensor total, Tensor top,
+                       Tensor kept) {
   dispatch_compute(rows, [&](auto compute) {
     using C = typename decltype(compute)::type;
     using T = Accumulator<C>;
+    const bool softmax = top.numel() == 0;
     const Rectangle<C> r(rows, ids, tiles, temperature, offset, i0, i1, j0, j1);
     // A slot gets one part from each tile beside it. On the diagonal, those above it come to it as columns.
     const Partials<T> by_row(r.col_tiles(), i1 - i0);
     const Partials<T> by_col(r.diagonal() ? 0 : r.row_tiles(), j1 - j0);
     const Matrix<T> dots = matrix<T>(kept);
-    const auto columns = [&](int64_t it, int64_t jt) {
-      return r.diagonal() ? by_row.at(it, jt * kTile) : by_col.at(it, jt * kTile);
-    };
     const auto wanted = [&](int64_t it, int64_t jt) {
-      if (!r.one_sample(it, jt)) return true;
-      for (const auto& part : {by_row.at(jt, it * kTile), columns(it, jt)}) {
-        std::fill_n(part.max, kTile, -std::numeric_limits<T>::infinity());
-        std::fill_n(part.sum, kTile, T(0));
-      }
+      if (!r.one_group(it, jt)) return true;
+      for (const auto& part : {by_row.at(jt, it * kTile), r.columns(by_row, by_col, it, jt)}) part.clear(kTile);
       return dots.rows > 0;
     };
     r.for_each_tile(dots, false, wanted, [&](int64_t it, int64_t jt, const Tile<T>& tile, T* room) {
-      if (r.one_sample(it, jt)) return;
+      if (r.one_group(it, jt)) return;
       T unused_max[kTile], unused_sum[kTile];
-      auto col = columns(it, jt);
+      auto col = r.columns(by_row, by_col, it, jt);
       if (r.diagonal() && it == jt) col = {unused_max, unused_sum};
-      tile_kernels<C>().lse_tile(tile, room, by_row.at(jt, it * kTile), col);
+      const auto row = by_row.at(jt, it * kTile);
+      const auto& kernels = tile_kernels<C>();
+      softmax ? kernels.lse_tile(tile, nullptr, room, row, col) : kernels.softplus_tile(tile, room, row, col);
     });
-    T* running = vector<T>(lse);
-    merge<C>(running + i0, by_row, i1 - i0);
-    if (!r.diagonal()) merge<C>(running + j0, by_col, j1 - j0);
+    const auto merge = [&](const Partials<T>& parts, int64_t first, int64_t slots) {
+      T* running = vector<T>(total) + first;
+      softmax ? merge_lse<C>(running, parts, slots) : merge_sums(running, vector<T>(top) + first, parts, slots);
+    };
+    merge(by_row, i0, i1 - i0);
+    if (!r.diagonal()) merge(by_col, j0, j1 - j0);
   });
 }
 
 void positives_forward(const Tensor rows, const Tensor ids, const Tensor tiles, const Tensor temperature,
-                       const Tensor offset, const Tensor weight, const Tensor lse, int64_t i0, int64_t i1, int64_t j0,
-                       int64_t j1, const Tensor kept, Tensor loss, Tensor slope, Tensor count) {
+                       const Tensor offset, const Tensor weight, const Tensor base, int64_t i0, int64_t i1, int64_t j0,
+                       int64_t j1, const Tensor kept, Tensor lse, Tensor loss, Tensor slope, Tensor count) {
   dispatch_compute(rows, [&](auto compute) {
     using C = typename decltype(compute)::type;
     using T = Accumulator<C>;
+    const bool softmax = lse.numel() > 0;
     const Rectangle<C> r(rows, ids, tiles, temperature, offset, i0, i1, j0, j1);
     const Matrix<T> dots = matrix<T>(kept), w = matrix<T>(weight);
-    const BaseTwo<T> base_two(lse);
     const PartialSums<T> by_row(r.col_tiles(), i1 - i0);
     const PartialSums<T> by_col(r.diagonal() ? 0 : r.row_tiles(), j1 - j0);
+    const Partials<T> lse_by_row(softmax ? by_row.tiles : 0, i1 - i0);
+    const Partials<T> lse_by_col(softmax ? by_col.tiles : 0, j1 - j0);
     const auto wanted = [&](int64_t it, int64_t jt) { return r.meet(it, jt); };
-    r.for_each_tile(dots, dots.rows > 0, wanted, [&](int64_t it, int64_t jt, const Tile<T>& tile, T*) {
-      const auto col = r.diagonal() ? by_row.at(it, jt * kTile) : by_col.at(it, jt * kTile);
-      T row_lse[kTile], col_lse[kTile];
-      base_two(i0 + it * kTile, tile.padded_rows, row_lse);
-      base_two(j0 + jt * kTile, tile.padded_cols, col_lse);
-      const Positives<T> positives{r.row_ids(it), r.col_ids(jt), r.diagonal() && it == jt, row_lse, col_lse};
-      tile_kernels<C>().positives_tile(tile, positives, by_row.at(jt, it * kTile), col);
+    const auto wanted_or_cleared = [&](int64_t it, int64_t jt) {
+      if (softmax && !r.meet(it, jt)) {
+        lse_by_row.at(jt, it * kTile).clear(kTile);
+        r.columns(lse_by_row, lse_by_col, it, jt).clear(kTile);
+      }
+      return r.meet(it, jt);
+    };
+    r.for_each_tile(dots, dots.rows > 0, wanted_or_cleared, [&](int64_t it, int64_t jt, const Tile<T>& tile, T* room) {
+      const OfTile<T> base_of(i0 + it * kTile, j0 + jt * kTile, tile, in_base_two<T>(base));
+      const bool diagonal = r.diagonal() && it == jt;
+      const Positives<T> positives{r.row_ids(it), r.col_ids(jt), diagonal, softmax, base_of, {}, {}};
+      const auto& kernels = tile_kernels<C>();
+      kernels.positives_tile(tile, positives, by_row.at(jt, it * kTile), r.columns(by_row, by_col, it, jt));
+      if (!softmax) return;
+      T unused_max[kTile], unused_sum[kTile];
+      auto col = r.columns(lse_by_row, lse_by_col, it, jt);
+      if (diagonal) col = {unused_max, unused_sum};
+      kernels.lse_tile(tile, &positives, room, lse_by_row.at(jt, it * kTile), col);
     });
     // Each slot's parts in one order, on the diagonal those of columns among them.
     const auto add = [&](const PartialSums<T>& parts, int64_t first, int64_t slots, T factor, const auto& wanted_part) {
@@ -235,39 +291,48 @@ void positives_forward(const Tensor rows, const Tensor ids, const Tensor tiles, 
     if (!r.diagonal()) {
       add(by_col, j0, j1 - j0, w[r.domain_j][r.domain_i], [&](int64_t jt, int64_t it) { return r.meet(it, jt); });
     }
+    if (softmax) {
+      merge_lse<C>(vector<T>(lse) + i0, lse_by_row, i1 - i0);
+      if (!r.diagonal()) merge_lse<C>(vector<T>(lse) + j0, lse_by_col, j1 - j0);
+    }
   });
 }
 
 void similarity_grad(const Tensor rows, const Tensor ids, const Tensor tiles, const Tensor temperature,
-                     const Tensor offset, const Tensor weight, const Tensor lse, const Tensor coefficient,
-                     const Tensor share, int64_t i0, int64_t i1, int64_t j0, int64_t j1, const Tensor kept, Tensor sums,
-                     Tensor h, Tensor h_transposed) {
+                     const Tensor offset, const Tensor same, const Tensor weight, bool softmax_negatives,
+                     bool softmax_positives, const Tensor lse, const Tensor coefficient, const Tensor base,
+                     const Tensor slope, const Tensor share, int64_t i0, int64_t i1, int64_t j0, int64_t j1,
+                     const Tensor kept, Tensor sums, Tensor h, Tensor h_transposed) {
   dispatch_compute(rows, [&](auto compute) {
     using C = typename decltype(compute)::type;
     using T = Accumulator<C>;
     const Rectangle<C> r(rows, ids, tiles, temperature, offset, i0, i1, j0, j1);
     const auto& kernels = tile_kernels<C>();
     const Panel<C> out(h), out_transposed(h_transposed);
-    const BaseTwo<T> base_two(lse);
-    const T* coefficient_of = vector<T>(coefficient);
-    const T* share_of = vector<T>(share);
+    const T *coefficients = vector<T>(coefficient), *slopes = vector<T>(slope), *shares = vector<T>(share);
+    const int32_t* same_ids = vector<int32_t>(same);
     const Matrix<T> dots = matrix<T>(kept), w = matrix<T>(weight);
-    const T forth = w[r.domain_i][r.domain_j], back = w[r.domain_j][r.domain_i];
+    const auto weighted = [shares](T factor) { return [=](int64_t slot) { return factor * shares[slot]; }; };
+    const auto forth = weighted(w[r.domain_i][r.domain_j]), back = weighted(w[r.domain_j][r.domain_i]);
     std::vector<double> parts(4 * r.row_tiles() * r.col_tiles(), 0.0);
     const auto all = [](int64_t, int64_t) { return true; };
     r.for_each_tile(dots, dots.rows > 0, all, [&](int64_t it, int64_t jt, const Tile<T>& tile, T* tile_h) {
       const int64_t i = it * kTile, j = jt * kTile;
       const bool diagonal = r.diagonal() && it == jt;
-      T row_lse[kTile], col_lse[kTile], row_share[kTile], col_share[kTile];
-      base_two(i0 + i, tile.padded_rows, row_lse);
-      base_two(j0 + j, tile.padded_cols, col_lse);
-      for (int64_t k = 0; k < tile.padded_rows; ++k) row_share[k] = forth * share_of[i0 + i + k];
-      for (int64_t k = 0; k < tile.padded_cols; ++k) col_share[k] = back * share_of[j0 + j + k];
-      const Positives<T> positives{r.row_ids(it), r.col_ids(jt), diagonal, row_lse, col_lse};
+      const OfTile<T> lse_of(i0 + i, j0 + j, tile, in_base_two<T>(lse));
+      const Negatives<T> negatives{softmax_negatives, lse_of, {coefficients + i0 + i, coefficients + j0 + j}};
       double* part = &parts[4 * (it * r.col_tiles() + jt)];
-      kernels.grad_tile(tile, row_lse, coefficient_of + i0 + i, col_lse, coefficient_of + j0 + j,
-                        r.meet(it, jt) ? &positives : nullptr, row_share, col_share, T(1) / r.tau, tile_h,
-                        out.tile(i, j), part);
+      if (r.meet(same_ids, it, jt)) {
+        const OfTile<T> base_of = softmax_positives ? OfTile<T>(i0 + i, j0 + j, tile, softmax_base<T>(base))
+                                                    : OfTile<T>(i0 + i, j0 + j, tile, in_base_two<T>(base));
+        const OfTile<T> share_of(i0 + i, j0 + j, tile, forth, back);
+        const Positives<T> positives{same_ids + i0 + i, same_ids + j0 + j, diagonal,
+                                     softmax_positives, base_of,           {slopes + i0 + i, slopes + j0 + j},
+                                     share_of};
+        kernels.grad_tile(tile, negatives, &positives, T(1) / r.tau, tile_h, out.tile(i, j), part);
+      } else {
+        kernels.grad_tile(tile, negatives, nullptr, T(1) / r.tau, tile_h, out.tile(i, j), part);
+      }
       if (diagonal) {  // holds every pair twice
         for (int k = 0; k < 4; ++k) part[k] /= 2;
         return;

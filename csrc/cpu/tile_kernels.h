@@ -1,6 +1,9 @@
 // The inner loops, in one variant for each instruction set; the best one that the processor has is chosen at run time.
 #pragma once
 
+#include <algorithm>
+#include <limits>
+
 #include "types.h"
 
 namespace uniclip {
@@ -20,11 +23,29 @@ struct Tile {
   const int32_t* col_ids;
 };
 
-// Statistics of negatives in base 2, x = log2(e) s: a maximum and Σ 2^(x - maximum).
+// Statistics of some pairs in base 2, x = log2(e) s: a maximum, and Σ 2^(x - maximum) or Σ softplus(s).
 template <class T>
 struct Statistics {
   T* max;
   T* sum;
+
+  void clear(int n) const {
+    std::fill_n(max, n, -std::numeric_limits<T>::infinity());
+    std::fill_n(sum, n, T(0));
+  }
+};
+
+// One number for each row and for each column of a tile.
+template <class T>
+struct Sides {
+  const T *row, *col;
+};
+
+// What weighs the negatives of a tile: see uniclip_kernels/_problem.py, as for the next. Exponents are in base 2.
+template <class T>
+struct Negatives {
+  bool softmax;
+  Sides<T> lse, coefficient;
 };
 
 // The positives of a tile: pairs of one number, which ascend on either side. On the diagonal row i and column i are one
@@ -32,11 +53,12 @@ struct Statistics {
 template <class T>
 struct Positives {
   const int32_t *row_ids, *col_ids;
-  bool diagonal;
-  const T *row_lse, *col_lse;  // in base 2
+  bool diagonal, softmax;
+  Sides<T> base;          // with softmax +inf where there is no positive
+  Sides<T> slope, share;  // for the gradient; share times the weight of the pair of domains
 };
 
-// Σ softplus(lse - s) and Σ σ(lse - s) over positives, and how many they are.
+// Σ softplus(base - s) and Σ σ(base - s) over positives, or with softmax Σ s and Σ 1, and how many they are.
 template <class T>
 struct PositiveSums {
   T *loss, *slope, *count;
@@ -57,8 +79,10 @@ template <class C>
 struct TileKernels {
   using T = Accumulator<C>;
 
-  // Row and column statistics of the negatives of a tile. `room` is for a copy of the tile.
-  void (*lse_tile)(const Tile<T>& tile, T* room, Statistics<T> row, Statistics<T> col);
+  // Row and column statistics of a tile, of its positives or, where these are null, of its negatives; the second those
+  // of softplus. `room` is for a copy of the tile.
+  void (*lse_tile)(const Tile<T>& tile, const Positives<T>* positives, T* room, Statistics<T> row, Statistics<T> col);
+  void (*softplus_tile)(const Tile<T>& tile, T* room, Statistics<T> row, Statistics<T> col);
 
   // lse[i] (natural) joined with parts[p * stride + i], p < parts, for i < n.
   void (*merge_lse)(T* lse, Statistics<T> parts, int count, int64_t stride, int64_t n);
@@ -66,12 +90,10 @@ struct TileKernels {
   // Sums over the positives of each row and, off the diagonal, of each column.
   void (*positives_tile)(const Tile<T>& tile, const Positives<T>& positives, PositiveSums<T> row, PositiveSums<T> col);
 
-  // factor * H of negatives and positives, zero elsewhere up to the padding: in h, in rows of padded_cols, and rounded
-  // to C in out. A positive weighs row_share[i] and col_share[j] in its two directions; null: there is none. Sets Σ H
-  // and Σ H x of negatives, then of positives.
-  void (*grad_tile)(const Tile<T>& tile, const T* row_lse, const T* row_coefficient, const T* col_lse,
-                    const T* col_coefficient, const Positives<T>* positives, const T* row_share, const T* col_share,
-                    T factor, T* h, TileOfH<C> out, double sums[4]);
+  // factor * H of negatives and positives (null: there is none), zero elsewhere up to the padding: in h, in rows of
+  // padded_cols, and rounded to C in out. Sets Σ H and Σ H x of negatives, then of positives.
+  void (*grad_tile)(const Tile<T>& tile, const Negatives<T>& negatives, const Positives<T>* positives, T factor, T* h,
+                    TileOfH<C> out, double sums[4]);
 
   // out = in, or in transposed, rounded to C; rows and cols of `in` are multiples of the widest vector.
   void (*store)(const T* in, int rows, int cols, TileOfH<C> out);

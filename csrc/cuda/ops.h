@@ -38,23 +38,28 @@ int uniclip_cuda_scatter_rows(uniclip::cuda::Operand operand, const float* grad_
                               int64_t count, const float* inv_norm, const float* factor, bool normalize, void* grad,
                               void* stream);
 
-// by_row: (col_tiles, row_tiles * 128), by_col: (row_tiles, col_tiles * 128), base-2 logarithms.
-int uniclip_cuda_similarity_lse(uniclip::cuda::Similarities given, uniclip::cuda::Rectangle rectangle, float* by_row,
-                                float* by_col, void* stream);
+// by_row: (col_tiles, row_tiles * 128), by_col: (row_tiles, col_tiles * 128), base-2 logarithms; for the sigmoid two
+// such planes each, of natural sums and of the largest s.
+int uniclip_cuda_similarity_lse(uniclip::cuda::Similarities given, uniclip::cuda::Rectangle rectangle, bool sigmoid,
+                                float* by_row, float* by_col, void* stream);
 // lse: natural, `slots` of them. parts: (count, slots).
 int uniclip_cuda_merge_lse(float* lse, const float* parts, int64_t slots, int count, void* stream);
 // lse, coefficient: (slots,). h: (row_tiles * 128, col_tiles * 128). parts: (2, row_tiles, col_tiles).
-int uniclip_cuda_similarity_grad(uniclip::cuda::Similarities given, uniclip::cuda::Rectangle rectangle,
+int uniclip_cuda_similarity_grad(uniclip::cuda::Similarities given, uniclip::cuda::Rectangle rectangle, bool sigmoid,
                                  const float* lse, const float* coefficient, void* h, float* parts, void* stream);
 
-// Loss, slope and count of each slot, as parts (3, slices * 4, slots) of sums: `slices` blocks share out the tiles that
-// the spans (T, K) of a tile name. weight: (K, K).
+// Loss, slope and count of each of the first `own_slots` slots, as parts (3, slices * 4, own_slots) of sums: `slices`
+// blocks share out the tiles that the spans (T, K) of a tile name. weight: (K, K). For the softmax, which has no use
+// for base, a fourth one, s, and the loss in natural logarithms of parts.
 int uniclip_cuda_positives_forward(uniclip::cuda::Similarities given, const uniclip::cuda::Span* spans,
-                                   const float* weight, const float* lse, int slices, float* parts, void* stream);
-// Those elements of h where positives are, and those of parts whose tiles may hold some; both as similarity_grad's.
+                                   const float* weight, bool softmax, const float* base, int64_t own_slots, int slices,
+                                   float* parts, void* stream);
+// Those elements of h where positives are, and those of parts whose tiles may hold some; both as similarity_grad's. The
+// sigmoid has no use for slope.
 int uniclip_cuda_positives_grad(uniclip::cuda::Similarities given, uniclip::cuda::Rectangle rectangle,
-                                const uniclip::cuda::Span* spans, const float* weight, const float* lse,
-                                const float* share, int slices, void* h, float* parts, void* stream);
+                                const uniclip::cuda::Span* spans, const float* weight, bool softmax, const float* base,
+                                const float* share, const float* slope, int slices, void* h, float* parts,
+                                void* stream);
 
 // s: (x_count, y_count), contiguous; x and y: that many rows, padded to whole tiles.
 int uniclip_cuda_similarity_matrix(uniclip::cuda::Operand operand, const void* x, const void* y, int d,

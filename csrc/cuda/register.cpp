@@ -53,9 +53,10 @@ void scatter_rows(const Tensor grad_rows, const Tensor z, const Tensor slot, con
 
 void similarity_lse(const Tensor rows, const Tensor ids, const Tensor tiles, const Tensor temperature,
                     const Tensor offset, const OptionalTensor mask, bool allow_tf32, int64_t first_row_tile,
-                    int64_t first_col_tile, int64_t row_tiles, int64_t col_tiles, Tensor by_row, Tensor by_col) {
+                    int64_t first_col_tile, int64_t row_tiles, int64_t col_tiles, bool sigmoid, Tensor by_row,
+                    Tensor by_col) {
   run(rows, uniclip_cuda_similarity_lse, similarities(rows, ids, tiles, temperature, offset, mask, allow_tf32),
-      rectangle(first_row_tile, first_col_tile, row_tiles, col_tiles), by_row, by_col);
+      rectangle(first_row_tile, first_col_tile, row_tiles, col_tiles), sigmoid, by_row, by_col);
 }
 
 void merge_lse(Tensor lse, const Tensor parts) {
@@ -64,25 +65,27 @@ void merge_lse(Tensor lse, const Tensor parts) {
 
 void similarity_grad(const Tensor rows, const Tensor ids, const Tensor tiles, const Tensor temperature,
                      const Tensor offset, const OptionalTensor mask, bool allow_tf32, int64_t first_row_tile,
-                     int64_t first_col_tile, int64_t row_tiles, int64_t col_tiles, const Tensor lse,
+                     int64_t first_col_tile, int64_t row_tiles, int64_t col_tiles, bool sigmoid, const Tensor lse,
                      const Tensor coefficient, Tensor h, Tensor parts) {
   run(rows, uniclip_cuda_similarity_grad, similarities(rows, ids, tiles, temperature, offset, mask, allow_tf32),
-      rectangle(first_row_tile, first_col_tile, row_tiles, col_tiles), lse, coefficient, h, parts);
+      rectangle(first_row_tile, first_col_tile, row_tiles, col_tiles), sigmoid, lse, coefficient, h, parts);
 }
 
 void positives_forward(const Tensor rows, const Tensor ids, const Tensor tiles, const Tensor temperature,
                        const Tensor offset, const OptionalTensor mask, bool allow_tf32, const Tensor spans,
-                       const Tensor weight, const Tensor lse, int64_t slices, Tensor parts) {
+                       const Tensor weight, bool softmax, const Tensor base, int64_t slices, Tensor parts) {
   run(rows, uniclip_cuda_positives_forward, similarities(rows, ids, tiles, temperature, offset, mask, allow_tf32),
-      spans, weight, lse, slices, parts);
+      spans, weight, softmax, base, parts.size(2), slices, parts);
 }
 
 void positives_grad(const Tensor rows, const Tensor ids, const Tensor tiles, const Tensor temperature,
                     const Tensor offset, const OptionalTensor mask, bool allow_tf32, int64_t first_row_tile,
                     int64_t first_col_tile, int64_t row_tiles, int64_t col_tiles, const Tensor spans,
-                    const Tensor weight, const Tensor lse, const Tensor share, int64_t slices, Tensor h, Tensor parts) {
+                    const Tensor weight, bool softmax, const Tensor base, const Tensor share, const Tensor slope,
+                    int64_t slices, Tensor h, Tensor parts) {
   run(rows, uniclip_cuda_positives_grad, similarities(rows, ids, tiles, temperature, offset, mask, allow_tf32),
-      rectangle(first_row_tile, first_col_tile, row_tiles, col_tiles), spans, weight, lse, share, slices, h, parts);
+      rectangle(first_row_tile, first_col_tile, row_tiles, col_tiles), spans, weight, softmax, base, share, slope,
+      slices, h, parts);
 }
 
 void similarity_matrix(const Tensor x, const Tensor y, const Tensor x_domains, const Tensor y_domains,
@@ -123,14 +126,15 @@ UNICLIP_FRAGMENT(UNICLIP_LIBRARY, m) {
       "cuda_scatter_rows(Tensor grad_rows, Tensor z, Tensor slot, Tensor inv_norm, Tensor factor, bool normalize, "
       "Tensor(a!) grad) -> ()");
   m.def("cuda_similarity_lse(" UNICLIP_SIMILARITIES ", " UNICLIP_RECTANGLE
-        ", Tensor(a!) by_row, Tensor(b!) by_col) -> ()");
+        ", bool sigmoid, Tensor(a!) by_row, Tensor(b!) by_col) -> ()");
   m.def("cuda_merge_lse(Tensor(a!) lse, Tensor parts) -> ()");
   m.def("cuda_similarity_grad(" UNICLIP_SIMILARITIES ", " UNICLIP_RECTANGLE
-        ", Tensor lse, Tensor coefficient, Tensor(a!) h, Tensor(b!) parts) -> ()");
+        ", bool sigmoid, Tensor lse, Tensor coefficient, Tensor(a!) h, Tensor(b!) parts) -> ()");
   m.def("cuda_positives_forward(" UNICLIP_SIMILARITIES
-        ", Tensor spans, Tensor weight, Tensor lse, int slices, Tensor(a!) parts) -> ()");
+        ", Tensor spans, Tensor weight, bool softmax, Tensor base, int slices, Tensor(a!) parts) -> ()");
   m.def("cuda_positives_grad(" UNICLIP_SIMILARITIES ", " UNICLIP_RECTANGLE
-        ", Tensor spans, Tensor weight, Tensor lse, Tensor share, int slices, Tensor(a!) h, Tensor(b!) parts) -> ()");
+        ", Tensor spans, Tensor weight, bool softmax, Tensor base, Tensor share, Tensor slope, int slices, Tensor(a!) "
+        "h, Tensor(b!) parts) -> ()");
   m.def(
       "cuda_similarity_matrix(Tensor x, Tensor y, Tensor x_domains, Tensor y_domains, Tensor temperature, "
       "Tensor offset, bool allow_tf32, Tensor(a!) s) -> ()");

@@ -37,8 +37,9 @@ __device__ __forceinline__ void store_tile(const SharedTile<E>* tile, E* out, in
 }
 
 // h = H / τ of the rectangle, zero where no negative is; on the diagonal both triangles of it. parts[0 and 1, it, jt] =
-// Σ H and Σ H s over the unordered pairs of tile (it, jt), stored where there are negatives.
-template <class T>
+// Σ H and Σ H s over the unordered pairs of tile (it, jt), stored where there are negatives. The sigmoid has no use for
+// lse.
+template <class T, bool kSigmoid>
 __global__ void __launch_bounds__(kTileThreads, T::kBlocks)
     similarity_grad_kernel(const Similarities given, const Rectangle rectangle, const float* lse,
                            const float* coefficient, typename T::Element* h, float* parts) {
@@ -83,8 +84,13 @@ __global__ void __launch_bounds__(kTileThreads, T::kBlocks)
         for (int q = 0; q < 2; ++q) {
           const Slot col = shared.col[place.col(n, q)];
           float& value = x[m][n][half * 2 + q];
-          float grad = ptx::exp2_approx(value - row.lse) * row.coefficient;
-          grad += ptx::exp2_approx(value - col.lse) * col.coefficient;
+          float grad;
+          if constexpr (kSigmoid) {
+            grad = Softplus(value).slope * (row.coefficient + col.coefficient);
+          } else {
+            grad = ptx::exp2_approx(value - row.lse) * row.coefficient;
+            grad += ptx::exp2_approx(value - col.lse) * col.coefficient;
+          }
           sum += grad;
           sum_with_s += grad * value;
           value = grad * inverse_tau;
@@ -110,12 +116,12 @@ __global__ void __launch_bounds__(kTileThreads, T::kBlocks)
 
 using namespace uniclip::cuda;
 
-int uniclip_cuda_similarity_grad(Similarities given, Rectangle rectangle, const float* lse, const float* coefficient,
-                                 void* h, float* parts, void* stream) {
-  return with_operand(given.operand, [&](auto type) -> int {
+int uniclip_cuda_similarity_grad(Similarities given, Rectangle rectangle, bool sigmoid, const float* lse,
+                                 const float* coefficient, void* h, float* parts, void* stream) {
+  return with_operand(given.operand, sigmoid, [&](auto type, auto flag) -> int {
     using T = decltype(type);
     using E = typename T::Element;
-    return launch(similarity_grad_kernel<T>, static_cast<int64_t>(rectangle.row_tiles) * rectangle.col_tiles,
+    return launch(similarity_grad_kernel<T, flag()>, static_cast<int64_t>(rectangle.row_tiles) * rectangle.col_tiles,
                   kTileThreads, sizeof(GradShared<E>), static_cast<cudaStream_t>(stream), given, rectangle, lse,
                   coefficient, static_cast<E*>(h), parts);
   });

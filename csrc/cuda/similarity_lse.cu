@@ -1,36 +1,45 @@
-// Forward: tiles of similarities reduced, on chip, to the log-sum-exp over negatives of their rows and columns.
+// Forward: tiles of similarities reduced, on chip, to the log-sum-exp over negatives of their rows and columns, or to
+// their sum of softplus.
 #include "ops.h"
 #include "tile.cuh"
 
 namespace uniclip::cuda {
 
-struct LogSums {  // of each warp
-  LogSum by_row[kWarpCols][kBlock], by_col[kWarpRows][kBlock];
+template <class Sum>
+struct WarpSums {
+  Sum by_row[kWarpCols][kBlock], by_col[kWarpRows][kBlock];
 };
 
-union LseShared {
+template <class Sum>
+union SumsShared {
   Stages stages;
-  LogSums sums;
+  WarpSums<Sum> sums;
 };
 
-// by_row[jt, slots of it] and by_col[it, slots of jt] = log2 Σ 2^(s log2 e) over the negatives in tile (it, jt). On the
-// diagonal by_col is by_row: a slot gets parts from tiles right of the diagonal as a row, from those above as a column.
-template <class T>
+template <bool kSigmoid>
+using NegativesSum = std::conditional_t<kSigmoid, SoftplusSum, LogSum>;
+
+// by_row[jt, slots of it] and by_col[it, slots of jt] = log2 Σ 2^(s log2 e) over the negatives in tile (it, jt); for
+// the sigmoid Σ softplus(s) and, behind all of these, the largest s. On the diagonal by_col is by_row: a slot gets
+// parts from tiles right of the diagonal as a row, from those above as a column.
+template <class T, bool kSigmoid>
 __global__ void __launch_bounds__(kTileThreads, T::kBlocks)
     similarity_lse_kernel(const Similarities given, const Rectangle rectangle, float* by_row, float* by_col) {
-  auto& shared = shared_memory<LseShared>();
+  using Sum = NegativesSum<kSigmoid>;
+  auto& shared = shared_memory<SumsShared<Sum>>();
   const TileIndex tile(rectangle);
   if (tile.below_diagonal()) return;
   const int thread = static_cast<int>(threadIdx.x);
   float* row_out = by_row + (static_cast<int64_t>(tile.col) * rectangle.row_tiles + tile.row) * kBlock;
   float* col_out = by_col + (static_cast<int64_t>(tile.row) * rectangle.col_tiles + tile.col) * kBlock;
+  const int64_t to_top = static_cast<int64_t>(rectangle.row_tiles) * rectangle.col_tiles * kBlock;
   const bool store_cols = !tile.on_diagonal();
 
   const DomainPair pair(given, tile.row_tile(), tile.col_tile());
   if (!pair.live) {
     if (thread < kBlock) {
-      row_out[thread] = kNothing;
-      if (store_cols) col_out[thread] = kNothing;
+      Sum::nothing().store(row_out + thread, to_top);
+      if (store_cols) Sum::nothing().store(col_out + thread, to_top);
     }
     return;
   }
@@ -41,6 +50,22 @@ __global__ void __launch_bounds__(kTileThreads, T::kBlocks)
   similarities(x, pair, given.ids + i, given.ids + j, kNothing);
 
   const Place place;
+  const auto top_of_col = [&](int n, int q) {
+    float top = kNothing;
+#pragma unroll
+    for (int m = 0; m < kRowFragments; ++m) top = fmaxf(top, fmaxf(x[m][n][q], x[m][n][2 + q]));
+#pragma unroll
+    for (int other = 4; other < 32; other *= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, other));
+    return top;
+  };
+  // Softplus, which rows and columns share, takes the place of s as soon as no largest one is sought.
+  [[maybe_unused]] float col_tops[kColFragments][2];
+  if constexpr (kSigmoid) {
+#pragma unroll
+    for (int n = 0; n < kColFragments; ++n) {
+      for (int q = 0; q < 2; ++q) col_tops[n][q] = top_of_col(n, q);
+    }
+  }
   // Rows: over this thread's columns, over the 4 lanes that share a row, and below over the warps.
 #pragma unroll
   for (int m = 0; m < kRowFragments; ++m) {
@@ -51,10 +76,13 @@ __global__ void __launch_bounds__(kTileThreads, T::kBlocks)
       for (int n = 0; n < kColFragments; ++n) top = fmaxf(top, fmaxf(x[m][n][half * 2], x[m][n][half * 2 + 1]));
       top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
       top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
-      const float base = LogSum::pivot(top);
+      const float base = Sum::pivot(top);
 #pragma unroll
       for (int n = 0; n < kColFragments; ++n) {
-        sum += ptx::exp2_approx(x[m][n][half * 2] - base) + ptx::exp2_approx(x[m][n][half * 2 + 1] - base);
+        float &left = x[m][n][half * 2], &right = x[m][n][half * 2 + 1];
+        const float terms[] = {Sum::term(left, base), Sum::term(right, base)};
+        sum += terms[0] + terms[1];
+        if constexpr (kSigmoid) left = terms[0], right = terms[1];
       }
       sum += __shfl_xor_sync(0xffffffffu, sum, 1);
       sum += __shfl_xor_sync(0xffffffffu, sum, 2);
@@ -66,16 +94,11 @@ __global__ void __launch_bounds__(kTileThreads, T::kBlocks)
   for (int n = 0; n < kColFragments; ++n) {
 #pragma unroll
     for (int q = 0; q < 2; ++q) {
-      float top = kNothing, sum = 0;
+      const float top = kSigmoid ? col_tops[n][q] : top_of_col(n, q), base = Sum::pivot(top);
+      const auto term = [&](float s) { return kSigmoid ? s : Sum::term(s, base); };
+      float sum = 0;
 #pragma unroll
-      for (int m = 0; m < kRowFragments; ++m) top = fmaxf(top, fmaxf(x[m][n][q], x[m][n][2 + q]));
-#pragma unroll
-      for (int other = 4; other < 32; other *= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, other));
-      const float base = LogSum::pivot(top);
-#pragma unroll
-      for (int m = 0; m < kRowFragments; ++m) {
-        sum += ptx::exp2_approx(x[m][n][q] - base) + ptx::exp2_approx(x[m][n][2 + q] - base);
-      }
+      for (int m = 0; m < kRowFragments; ++m) sum += term(x[m][n][q]) + term(x[m][n][2 + q]);
 #pragma unroll
       for (int other = 4; other < 32; other *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, other);
       if (place.lane < 4) shared.sums.by_col[place.warp_row][place.col(n, q)] = {top, sum};
@@ -83,12 +106,12 @@ __global__ void __launch_bounds__(kTileThreads, T::kBlocks)
   }
   __syncthreads();
   if (thread < kBlock) {
-    LogSum total = shared.sums.by_row[0][thread];
+    Sum total = shared.sums.by_row[0][thread];
     for (int warp = 1; warp < kWarpCols; ++warp) total = total + shared.sums.by_row[warp][thread];
-    row_out[thread] = total.log2();
+    total.store(row_out + thread, to_top);
   } else if (store_cols) {
     const int col = thread - kBlock;
-    col_out[col] = (shared.sums.by_col[0][col] + shared.sums.by_col[1][col]).log2();
+    (shared.sums.by_col[0][col] + shared.sums.by_col[1][col]).store(col_out + col, to_top);
   }
 }
 
@@ -107,11 +130,13 @@ __global__ void __launch_bounds__(kMergeSlots* kMergeWays)
 
 using namespace uniclip::cuda;
 
-int uniclip_cuda_similarity_lse(Similarities given, Rectangle rectangle, float* by_row, float* by_col, void* stream) {
-  return with_operand(given.operand, [&](auto type) -> int {
-    return launch(similarity_lse_kernel<decltype(type)>,
-                  static_cast<int64_t>(rectangle.row_tiles) * rectangle.col_tiles, kTileThreads, sizeof(LseShared),
-                  static_cast<cudaStream_t>(stream), given, rectangle, by_row, by_col);
+int uniclip_cuda_similarity_lse(Similarities given, Rectangle rectangle, bool sigmoid, float* by_row, float* by_col,
+                                void* stream) {
+  return with_operand(given.operand, sigmoid, [&](auto type, auto flag) -> int {
+    return launch(similarity_lse_kernel<decltype(type), flag()>,
+                  static_cast<int64_t>(rectangle.row_tiles) * rectangle.col_tiles, kTileThreads,
+                  sizeof(SumsShared<NegativesSum<flag()>>), static_cast<cudaStream_t>(stream), given, rectangle, by_row,
+                  by_col);
   });
 }
 

@@ -102,7 +102,7 @@ __device__ __forceinline__ E from_float(float x) {
   }
 }
 
-// Calls f(T{}) with the operand type.
+// Calls f(T{}) with the operand type, or f(T{}, flag) with a flag that is known to the compiler.
 template <class F>
 int with_operand(Operand operand, const F& f) {
   switch (operand) {
@@ -115,6 +115,11 @@ int with_operand(Operand operand, const F& f) {
     default:
       return f(Float{});
   }
+}
+template <class F>
+int with_operand(Operand operand, bool flag, const F& f) {
+  return with_operand(operand,
+                      [&](auto type) -> int { return flag ? f(type, std::true_type{}) : f(type, std::false_type{}); });
 }
 
 }  // namespace uniclip::cuda

@@ -26,17 +26,24 @@ from .installed import installed
 from .machine_code import Code
 
 _CACHE = Path(__file__).resolve().parents[2] / "build" / "triton-cache"
-_VARIANTS = ("DIAGONAL",)
+_VARIANTS = ("DIAGONAL", "SIGMOID", "SOFTMAX")
 
 #: Every kernel that a step of training launches, in all its variants.
 TILE_KERNELS = (
     "similarity_lse_kernel",
+    "similarity_lse_kernel SIGMOID",
     "similarity_lse_kernel DIAGONAL",
+    "similarity_lse_kernel DIAGONAL SIGMOID",
     "similarity_grad_kernel",
+    "similarity_grad_kernel SIGMOID",
     "similarity_grad_kernel DIAGONAL",
+    "similarity_grad_kernel DIAGONAL SIGMOID",
     "positives_forward_kernel",
+    "positives_forward_kernel SOFTMAX",
     "positives_grad_kernel",
+    "positives_grad_kernel SOFTMAX",
     "positives_grad_kernel DIAGONAL",
+    "positives_grad_kernel DIAGONAL SOFTMAX",
     "similarity_matrix_kernel",
 )
 ROW_KERNELS = (
@@ -48,7 +55,8 @@ SUM_KERNELS = (  # which the dtype of the rows does not concern
     "check_values_kernel",
     "number_samples_kernel",
     "layout_kernel",
-    "merge_lse_kernel",
+    "merge_kernel",
+    "merge_kernel SIGMOID",
     "sum_pairs_kernel",
     "sum_pairs_kernel DIAGONAL",
 )
@@ -113,7 +121,10 @@ class Recorder(Launcher):
 
 
 def launches(arch: str, dtype: torch.dtype, d: int = 512, m: int = 300) -> list[Launch]:
-    """Those of both functions, forward and backward, of m rows in tiles that each are a rectangle of their own."""
+    """Those of all functions, forward and backward, of m rows in tiles that each are a rectangle of their own.
+
+    Of the objectives three have all variants of the kernels between them.
+    """
     recorder = Recorder(arch)
     backend = TritonBackend("cpu", recorder, workspace_bytes=TritonBackend.block**2 * dtype.itemsize)
     z = torch.zeros(m, d, dtype=dtype, requires_grad=True)
@@ -122,7 +133,8 @@ def launches(arch: str, dtype: torch.dtype, d: int = 512, m: int = 300) -> list[
     options = {"temperature": tables[0], "offset": tables[1], "backend": "triton"}
     mask = torch.ones(2, 2, dtype=torch.bool)
     with installed("triton", backend):
-        uniclip_kernels.mp_nce(z, torch.arange(m) // 2, domains, domain_mask=mask, **options).backward()
+        for objective in (uniclip_kernels.mp_nce, uniclip_kernels.sup_con, uniclip_kernels.siglip):
+            objective(z, torch.arange(m) // 2, domains, domain_mask=mask, **options).backward()
         uniclip_kernels.domain_similarity(z, z, domains, domains, **options).sum().backward()
     return recorder.launches
 

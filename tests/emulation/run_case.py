@@ -1,10 +1,14 @@
-"""Run one case of mp_nce from outside through any backend, the emulated ones too.
+"""Run one case of an objective from outside through any backend, the emulated ones too.
 
     python -m tests.emulation.run_case --backend NAME in.npz out.npz
 
 in.npz: embeddings (M, D) float32 values; dtype, "float32" | "bfloat16" | "float16", what they are cast to; sample_ids and
-domain_ids (M,); temperature, offset, weight and domain_mask (K, K); reduction, "mean" | "sum"; normalize.
-out.npz: loss, grad_embeddings, grad_temperature, grad_offset, all float64; it appears when it is complete.
+domain_ids (M,); temperature, offset, weight and domain_mask (K, K); reduction, "mean" | "sum" | "none"; normalize. And, each
+optional: objective, "mp_nce" | "sup_con" | "mil_nce" (without use for weight) | "siglip"; exclude_ids and anchor_weight
+(M,); candidates (Q, D), cast as the embeddings are, with candidate_sample_ids, candidate_domain_ids and candidate_exclude_ids
+(Q,); candidates_require_grad, true if not given; upstream, the gradient of the loss in its shape, ones if not given.
+out.npz: loss, grad_embeddings, grad_temperature, grad_offset, and, where they were given, grad_candidates and
+grad_anchor_weight, all float64; it appears when it is complete.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import os
 import zipfile
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,8 +30,12 @@ if TYPE_CHECKING:
 
 KEYS = ("embeddings", "dtype", "sample_ids", "domain_ids", "temperature", "offset", "weight", "domain_mask")
 KEYS += ("reduction", "normalize")
+OPTIONAL = ("objective", "exclude_ids", "anchor_weight", "upstream", "candidates", "candidates_require_grad")
+OPTIONAL += ("candidate_sample_ids", "candidate_domain_ids", "candidate_exclude_ids")
+IDS = tuple(key for key in KEYS + OPTIONAL if key.endswith("_ids"))
+OBJECTIVES = ("mp_nce", "sup_con", "mil_nce", "siglip")
 DTYPES = ("float32", "bfloat16", "float16")
-REDUCTIONS = ("mean", "sum")
+REDUCTIONS = ("mean", "sum", "none")
 _KINDS = {np.float32: "fiu", np.int64: "iu", np.bool_: "biu"}  # of arrays that can be read as each type
 
 
@@ -57,7 +65,7 @@ def _cuda_ptx() -> tuple[str, Backend]:
     return "cuda", executed_ptx(80)
 
 
-#: For each name the backend that mp_nce is asked for, and what takes its place.
+#: For each name the backend that is asked for, and what takes its place.
 EMULATED = {
     "triton-interpreted": _triton_interpreted,
     "triton-ptx": _triton_ptx,
@@ -69,46 +77,77 @@ BACKENDS = ("reference", "cpu", *EMULATED)
 
 def run_case(backend: str, case: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The arrays of out.npz for those of in.npz."""
-    missing = [key for key in KEYS if key not in case]
-    if missing:
-        raise ValueError(f"the case lacks {', '.join(missing)}")
+    _check_keys(case)
     name, emulation = EMULATED[backend]() if backend in EMULATED else (backend, None)
     import torch
 
-    from uniclip_kernels import mp_nce
+    import uniclip_kernels
 
     from .installed import installed
 
-    def choice(key: str, allowed: tuple) -> str:
-        if case[key].size != 1 or case[key].item() not in allowed:
-            raise ValueError(f"{key} must be one of {', '.join(map(str, allowed))}, got {case[key].tolist()!r}")
-        return case[key].item()
-
-    def tensor(key: str, to: type) -> Tensor:
-        if case[key].dtype.kind not in _KINDS[to]:
-            raise ValueError(f"{key} cannot be an array of {case[key].dtype}")
-        values = case[key].astype(to)
-        if to is not np.float32 and (values != case[key]).any():
-            raise ValueError(f"{key} has values that are no {to.__name__}")
-        return torch.from_numpy(values)
-
-    dtype = getattr(torch, choice("dtype", DTYPES))
-    embeddings = tensor("embeddings", np.float32).to(dtype)
-    temperature, offset, weight = (tensor(key, np.float32) for key in ("temperature", "offset", "weight"))
-    leaves = [t.requires_grad_() for t in (embeddings, temperature, offset)]
-    ids = [tensor(key, np.int64) for key in ("sample_ids", "domain_ids")]
-    options = dict(
-        weight=weight,
-        domain_mask=tensor("domain_mask", np.bool_),
-        reduction=choice("reduction", REDUCTIONS),
-        normalize=bool(choice("normalize", (True, False))),
-    )
-
+    objective, arguments, wanted = _arguments(case)
+    for key in wanted:
+        arguments[key].requires_grad_()
     with installed(name, emulation) if emulation else contextlib.nullcontext():
-        loss = mp_nce(embeddings, *ids, temperature=temperature, offset=offset, **options, backend=name)
-        grads = torch.autograd.grad(loss, leaves, materialize_grads=True)
-    names = ("loss", "grad_embeddings", "grad_temperature", "grad_offset")
-    return {key: value.detach().double().numpy() for key, value in zip(names, (loss, *grads), strict=True)}
+        loss = getattr(uniclip_kernels, objective)(**arguments, backend=name)
+        upstream = _tensor(case, "upstream", np.float32).to(loss) if "upstream" in case else torch.ones_like(loss)
+        if upstream.shape != loss.shape:
+            raise ValueError(
+                f"upstream must have shape {tuple(loss.shape)}, that of the loss, got {tuple(upstream.shape)}"
+            )
+        grads = torch.autograd.grad(loss, [arguments[key] for key in wanted], upstream, materialize_grads=True)
+    values = {"loss": loss.detach()} | {f"grad_{key}": grad for key, grad in zip(wanted, grads, strict=True)}
+    return {key: value.double().numpy() for key, value in values.items()}
+
+
+def _check_keys(case: dict[str, np.ndarray]) -> None:
+    missing = [key for key in KEYS if key not in case]
+    if "candidates" in case and "candidate_sample_ids" not in case:
+        missing.append("candidate_sample_ids")
+    if missing:
+        raise ValueError(f"the case lacks {', '.join(missing)}")
+    alone = [key for key in OPTIONAL if key.startswith("candidate") and key in case and "candidates" not in case]
+    if alone:
+        raise ValueError(f"the case has {', '.join(alone)}, but no candidates")
+
+
+def _arguments(case: dict[str, np.ndarray]) -> tuple[str, dict[str, Any], list[str]]:
+    """The objective, its arguments, and those whose gradient is wanted."""
+    import torch
+
+    def given(*keys: str) -> list[str]:
+        return [key for key in keys if key in case]
+
+    objective = _choice(case, "objective", OBJECTIVES) if "objective" in case else "mp_nce"
+    dtype = getattr(torch, _choice(case, "dtype", DTYPES))
+    arguments = {key: _tensor(case, key, np.float32).to(dtype) for key in given("embeddings", "candidates")}
+    arguments |= {key: _tensor(case, key, np.int64) for key in given(*IDS)}
+    floats = given("temperature", "offset", "anchor_weight", *["weight"] * (objective != "mil_nce"))
+    arguments |= {key: _tensor(case, key, np.float32) for key in floats}
+    arguments["domain_mask"] = _tensor(case, "domain_mask", np.bool_)
+    arguments["reduction"] = _choice(case, "reduction", REDUCTIONS)
+    arguments["normalize"] = bool(_choice(case, "normalize", (True, False)))
+    wanted = given("embeddings", "temperature", "offset", "candidates", "anchor_weight")
+    if "candidates_require_grad" in case and not _choice(case, "candidates_require_grad", (True, False)):
+        wanted.remove("candidates")
+    return objective, arguments, wanted
+
+
+def _choice(case: dict[str, np.ndarray], key: str, allowed: tuple) -> Any:
+    if case[key].size != 1 or case[key].item() not in allowed:
+        raise ValueError(f"{key} must be one of {', '.join(map(str, allowed))}, got {case[key].tolist()!r}")
+    return case[key].item()
+
+
+def _tensor(case: dict[str, np.ndarray], key: str, to: type) -> Tensor:
+    import torch
+
+    if case[key].dtype.kind not in _KINDS[to]:
+        raise ValueError(f"{key} cannot be an array of {case[key].dtype}")
+    values = case[key].astype(to)
+    if to is not np.float32 and (values != case[key]).any():
+        raise ValueError(f"{key} has values that are no {to.__name__}")
+    return torch.from_numpy(values)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -116,7 +155,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         if not zipfile.is_zipfile(file):
             raise ValueError(f"{path} is not an npz file")
         with np.load(file) as arrays:
-            return {key: np.asarray(arrays[key]) for key in KEYS if key in arrays}
+            return {key: np.asarray(arrays[key]) for key in KEYS + OPTIONAL if key in arrays}
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:

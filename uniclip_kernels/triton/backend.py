@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 import triton
 from torch import Tensor
 
 from .._backend import Strip
 from .._gpu import CHECKED, GPUBackend
 from .._layout import Layout, Rectangle
-from .._problem import Problem, Statistics
+from .._problem import Negatives, Positives, Problem, Terms
 from .checks import check_values_kernel
 from .launch import Launcher
 from .layout import layout_kernel, number_samples_kernel
 from .positives import CHUNKS, positives_forward_kernel, positives_grad_kernel
 from .rows import gather_rows_kernel, scatter_rows_kernel
 from .similarity_grad import similarity_grad_kernel
-from .similarity_lse import merge_lse_kernel, similarity_lse_kernel
+from .similarity_lse import merge_kernel, similarity_lse_kernel
 from .similarity_matrix import similarity_matrix_grad_kernel, similarity_matrix_kernel
 from .tiles import programs, sum_pairs_kernel
 
@@ -40,7 +41,7 @@ class TritonBackend(GPUBackend):
             return "it needs a device of compute capability 8.0 or newer"
         return None
 
-    def preference(self, device: torch.device, dtype: torch.dtype) -> int:
+    def preference(self, device: torch.device, dtype: torch.dtype, objective: str | None) -> int:
         return 1
 
     def find_valid(
@@ -85,7 +86,7 @@ class TritonBackend(GPUBackend):
         layout: Layout,
     ) -> None:
         m, k = len(row), layout.spans.shape[1]
-        args = domain, position, row, first, end, starts, _bytes(domain_mask), *layout, m, m.bit_length(), k
+        args = domain, position, row, first, end, starts, _bytes(domain_mask), *layout[:-1], m, m.bit_length(), k
         meta = {"BLOCK": self.block, "DOMAINS": triton.next_power_of_2(k), "num_warps": 8}
         self.launch(layout_kernel, (len(layout.tiles),), *args, **meta)
 
@@ -108,58 +109,67 @@ class TritonBackend(GPUBackend):
         self.launch(scatter_rows_kernel, (triton.cdiv(m, block["ROWS"]),), *args, **block)
         return grad
 
-    def similarity_lse(self, problem: Problem, strip: Strip, lse: Tensor) -> None:
+    def negatives_forward(self, problem: Problem, strip: Strip, negatives: Negatives) -> None:
         i0, i1, j0, j1 = rectangle = strip.rectangle
         row_tiles, col_tiles = self._tiles(rectangle)
-        by_row = lse.new_empty(2, col_tiles, i1 - i0)
-        by_col = by_row if rectangle.diagonal else lse.new_empty(2, row_tiles, j1 - j0)
+        by_row = negatives.total.new_empty(2, col_tiles, i1 - i0)
+        by_col = by_row if rectangle.diagonal else by_row.new_empty(2, row_tiles, j1 - j0)
         self._negatives(similarity_lse_kernel, problem, rectangle, by_row, by_col)
-        self._merge(lse[i0:i1], by_row)
+        self._merge(by_row, *(t[i0:i1] for t in negatives))
         if not rectangle.diagonal:
-            self._merge(lse[j0:j1], by_col)
+            self._merge(by_col, *(t[j0:j1] for t in negatives))
 
-    def _merge(self, lse: Tensor, parts: Tensor) -> None:
+    def _merge(self, parts: Tensor, total: Tensor, top: Tensor) -> None:
         _, count, slots = parts.shape
-        self.launch(merge_lse_kernel, (slots // _MERGE["SLOTS"],), lse, parts, slots, count, **_MERGE)
+        sigmoid = len(top) > 0
+        args = total, top if sigmoid else None, parts, slots, count
+        self.launch(merge_kernel, (slots // _MERGE["SLOTS"],), *args, SIGMOID=sigmoid, **_MERGE)
 
-    def negatives_grad(
-        self, problem: Problem, rectangle: Rectangle, lse: Tensor, coefficient: Tensor, h: Tensor, sums: Tensor
-    ) -> None:
-        parts = lse.new_empty(2, *self._tiles(rectangle))
-        self._negatives(similarity_grad_kernel, problem, rectangle, lse, coefficient, h, parts)
+    def negatives_grad(self, problem: Problem, rectangle: Rectangle, terms: Terms, h: Tensor, sums: Tensor) -> None:
+        parts = terms.lse.new_empty(2, *self._tiles(rectangle))
+        self._negatives(similarity_grad_kernel, problem, rectangle, terms.lse, terms.coefficient, h, parts)
         self._sum_pairs(problem, rectangle, parts, sums)
 
-    def positives_forward(self, problem: Problem, strips: Sequence[Strip], lse: Tensor) -> Statistics:
-        parts = lse.new_empty(2, CHUNKS, len(lse))
-        count = torch.empty(len(lse), dtype=torch.int32, device=lse.device)
-        args = *_of_positives(problem), lse, parts, count, len(lse).bit_length()
-        self._tile_kernel(positives_forward_kernel, len(problem.layout.tiles) * CHUNKS, problem, *args, CHUNKS=CHUNKS)
-        return Statistics(lse, parts[0].sum(0), parts[1].sum(0), count)
+    def positives_forward(self, problem: Problem, strips: Sequence[Strip], base: Tensor) -> Positives:
+        slots, softmax = problem.own_slots, problem.objective.positives == "softmax"
+        parts = base.new_empty(3 if softmax else 2, CHUNKS, slots)
+        weights = base.new_empty(slots) if softmax else None
+        count = torch.empty(slots, dtype=torch.int32, device=base.device)
+        args = *_of_positives(problem), base, parts, weights, count, len(base).bit_length()
+        meta = {"CHUNKS": CHUNKS, "SOFTMAX": softmax}
+        self._tile_kernel(positives_forward_kernel, slots // self.block * CHUNKS, problem, *args, **meta)
+        none = base.new_empty(0)
+        if softmax:
+            found = Positives(torch.full_like(weights, -torch.inf), weights, parts[0].sum(0), count)
+            self._merge(parts[1:], found.loss, none)
+        else:
+            slope, loss = parts.sum(1)
+            found = Positives(loss, slope, none, count)
+        more = len(base) - slots  # of candidates
+        return Positives(*(F.pad(t, (0, more)) for t in found)) if more else found
 
-    def positives_grad(
-        self, problem: Problem, rectangle: Rectangle, lse: Tensor, share: Tensor, h: Tensor, sums: Tensor
-    ) -> None:
+    def positives_grad(self, problem: Problem, rectangle: Rectangle, terms: Terms, h: Tensor, sums: Tensor) -> None:
         row_tiles, col_tiles = self._tiles(rectangle)
-        parts = lse.new_empty(2, row_tiles, col_tiles)
-        args = *_of_positives(problem), lse, share, h, parts, *self._place(rectangle)
-        meta = {"CHUNKS": CHUNKS, "DIAGONAL": rectangle.diagonal}
+        parts = terms.base.new_empty(2, row_tiles, col_tiles)
+        args = *_of_positives(problem), terms.base, terms.slope, terms.share, h, parts, *self._place(rectangle)
+        meta = {"DIAGONAL": rectangle.diagonal, "SOFTMAX": problem.objective.positives == "softmax", "CHUNKS": CHUNKS}
         self._tile_kernel(positives_grad_kernel, row_tiles * CHUNKS, problem, *args, **meta)
         self._sum_pairs(problem, rectangle, parts, sums)
 
     def _negatives(self, kernel: triton.JITFunction, problem: Problem, rectangle: Rectangle, *tensors: Tensor) -> None:
-        ids, tiles, diagonal = problem.layout.ids, problem.layout.tiles, rectangle.diagonal
-        tables = problem.temperature, problem.offset, _bytes(problem.domain_mask)
-        args = ids, tiles, *tables, *tensors, *self._place(rectangle)
-        self._tile_kernel(kernel, programs(*self._tiles(rectangle), diagonal), problem, *args, DIAGONAL=diagonal)
+        temperature, offset, _, mask = problem.tables
+        args = *problem.excluded, temperature, offset, _bytes(mask), *tensors, *self._place(rectangle)
+        meta = {"DIAGONAL": rectangle.diagonal, "SIGMOID": problem.objective.negatives == "sigmoid"}
+        self._tile_kernel(kernel, programs(*self._tiles(rectangle), rectangle.diagonal), problem, *args, **meta)
 
     def _tile_kernel(self, kernel: triton.JITFunction, grid: int, problem: Problem, *args, **meta) -> None:
         """``args`` are those between the rows and K."""
-        k, d = len(problem.temperature), problem.rows.shape[1]
+        k, d = len(problem.tables.temperature), problem.rows.shape[1]
         self.launch.tile_kernel(kernel, (grid,), [problem.rows], *args, K=k, D=d, BLOCK=self.block, **meta)
 
     def _sum_pairs(self, problem: Problem, rectangle: Rectangle, parts: Tensor, sums: Tensor) -> None:
         k, place = len(sums), self._place(rectangle)
-        args = parts, problem.layout.tiles, sums, *place
+        args = parts, problem.same.tiles, sums, *place
         self.launch(sum_pairs_kernel, (k * k,), *args, K=k, DIAGONAL=rectangle.diagonal, BLOCK=1024)
 
     def _tiles(self, rectangle: Rectangle) -> tuple[int, int]:
@@ -204,8 +214,8 @@ class TritonBackend(GPUBackend):
 
 
 def _of_positives(problem: Problem) -> tuple[Tensor, ...]:
-    layout = problem.layout
-    return layout.ids, layout.tiles, layout.spans, problem.temperature, problem.offset, problem.weight.contiguous()
+    temperature, offset, weight, _ = problem.tables
+    return *problem.same, problem.layout.spans, temperature, offset, weight.contiguous()
 
 
 def _bytes(mask: Tensor | None) -> Tensor | None:

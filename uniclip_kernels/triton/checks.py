@@ -1,4 +1,4 @@
-"""The check of values of ``mp_nce`` as one launch, where some twenty small operators would do."""
+"""The check of values of an objective as one launch, where some twenty small operators would do."""
 
 import triton
 import triton.language as tl

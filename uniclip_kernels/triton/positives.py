@@ -7,23 +7,44 @@ import triton
 import triton.language as tl
 
 from .layout import search
-from .tiles import LN2, LOG2E, NOTHING, dot_tile, eighths, mirror, positives
+from .tiles import LN2, LOG2E, NOTHING, add, dot_tile, eighths, log1p_of_fraction, mirror, positives, sigmoid
 
 CHUNKS = 8
 
 
 @triton.jit
-def _log1p(x):
-    """log(1 + x) for x >= 0, to the last digits of small x too: 2 atanh(x / (2 + x)) as a series."""
-    y = x / (2.0 + x)
-    q = y * y
-    p = 1.0 / 13
-    p = p * q + 1.0 / 11
-    p = p * q + 1.0 / 9
-    p = p * q + 1.0 / 7
-    p = p * q + 1.0 / 5
-    p = p * q + 1.0 / 3
-    return tl.where(x < 1, 2.0 * y * (p * q + 1.0), tl.log(1.0 + x))
+def _sigmoids(dots, scale, shift, apart, row_ids, col_ids, BLOCK: tl.constexpr):
+    """Σ softplus(base - s) and Σ σ(base - s) over the positives of each row of a tile; (BLOCK,) ``shift`` has the base in it."""
+    lane = tl.arange(0, BLOCK)
+    eighth = tl.arange(0, BLOCK // 8)
+    above = tl.zeros((BLOCK, BLOCK // 8), tl.float32)  # Σ max(x, 0)
+    product = tl.zeros((BLOCK, BLOCK // 8), tl.float32)  # Π (1 + 2^-|x|) - 1: one logarithm of several
+    sigmoids = tl.zeros((BLOCK, BLOCK // 8), tl.float32)
+    for n in tl.static_range(8):
+        first = n * (BLOCK // 8)
+        wanted = positives(lane - (apart + first), row_ids, eighth, tl.load(col_ids + first + eighth))
+        x = tl.where(wanted, shift[:, None] - dots[n] * scale, NOTHING)
+        small = tl.exp2(-tl.abs(x))
+        above += tl.maximum(x, 0.0)
+        product += small + product * small
+        sigmoids += tl.where(x > 0, 1.0, small) / (1.0 + small)
+    logs = tl.where(product < 1, log1p_of_fraction(product), tl.log(1.0 + product))
+    return tl.sum(above * LN2 + logs, 1), tl.sum(sigmoids, 1)
+
+
+@triton.jit
+def _exponentials(dots, scale, shift, top, total, apart, row_ids, col_ids, BLOCK: tl.constexpr):
+    """Σ 2^x over the positives of each row of a tile joined to a (top, total), and Σ x, where x = s log2 e."""
+    lane = tl.arange(0, BLOCK)
+    eighth = tl.arange(0, BLOCK // 8)
+    sum_x = tl.zeros((BLOCK, BLOCK // 8), tl.float32)
+    for n in tl.static_range(8):
+        first = n * (BLOCK // 8)
+        wanted = positives(lane - (apart + first), row_ids, eighth, tl.load(col_ids + first + eighth))
+        x = dots[n] * scale - shift
+        sum_x += tl.where(wanted, x, 0.0)
+        top, total = add(top, total, tl.where(wanted, x, -float("inf")), 1.0, 1)
+    return top, total, tl.sum(sum_x, 1)
 
 
 @triton.jit(do_not_specialize=["steps", "K"])
@@ -35,31 +56,34 @@ def positives_forward_kernel(
     temperature,
     offset,
     weight,
-    lse,
+    base,
     parts,
+    weights,
     count,
     steps,
     K,
     D: tl.constexpr,
+    SOFTMAX: tl.constexpr,
     CHUNKS: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
 ):
-    """parts[0 and 1, chunk, slot] = Σ w softplus(lse - s) and Σ w σ(lse - s); count[slot], how many positives there are.
+    """parts[0 and 1, chunk, slot] = Σ w σ(base - s) and Σ w softplus(base - s); count[slot], how many positives there are.
 
-    2^steps is more than there are slots.
+    SOFTMAX: parts[0] = Σ w s and parts[1 and 2] = Σ 2^(s log2 e), as a top and a sum; weights[slot] = Σ w. 2^steps is more
+    than there are slots.
     """
     row_tile = tl.program_id(0) // CHUNKS
     chunk = tl.program_id(0) % CHUNKS
     lane = tl.arange(0, BLOCK)
-    eighth = tl.arange(0, BLOCK // 8)
     i = row_tile.to(tl.int64) * BLOCK
     spans += row_tile.to(tl.int64) * K * 2
     a = tl.load(tiles + row_tile * 4)
-    loss = tl.zeros((BLOCK,), tl.float32)
-    slope = tl.zeros((BLOCK,), tl.float32)
+    weighted = tl.zeros((BLOCK,), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    top = tl.full((BLOCK,), -float("inf"), tl.float32)
     for e in range(K):
         start = tl.load(spans + e * 2)
         end = tl.load(spans + e * 2 + 1)
@@ -71,44 +95,52 @@ def positives_forward_kernel(
             shift = tl.load(offset + a * K + e) * scale
             w = tl.load(weight + a * K + e)
             row_ids = tl.load(ids + i + lane)
-            nu = tl.load(lse + i + lane) * LOG2E + shift
-            above = tl.zeros((BLOCK, BLOCK // 8), tl.float32)  # Σ max(x, 0)
-            product = tl.zeros((BLOCK, BLOCK // 8), tl.float32)  # Π (1 + 2^-|x|) - 1: one logarithm of several
-            sigmoids = tl.zeros((BLOCK, BLOCK // 8), tl.float32)
-            for n in tl.static_range(8):
-                first = n * (BLOCK // 8)
-                wanted = positives(lane - (apart + first), row_ids, eighth, tl.load(ids + j + first + eighth))
-                x = tl.where(wanted, nu[:, None] - dots[n] * scale, NOTHING)
-                small = tl.exp2(-tl.abs(x))
-                above += tl.maximum(x, 0.0)
-                product += small + product * small
-                sigmoids += tl.where(x > 0, 1.0, small) / (1.0 + small)
-            loss += w * tl.sum(above * LN2 + _log1p(product), 1)
-            slope += w * tl.sum(sigmoids, 1)
-    slots = tl.num_programs(0) // CHUNKS * BLOCK
-    out = parts + chunk.to(tl.int64) * slots + i + lane
-    tl.store(out, loss)
-    tl.store(out + slots.to(tl.int64) * CHUNKS, slope)
+            if SOFTMAX:
+                top, total, sum_x = _exponentials(dots, scale, shift, top, total, apart, row_ids, ids + j, BLOCK)
+                weighted += w * LN2 * sum_x
+            else:
+                shift += tl.load(base + i + lane) * LOG2E
+                loss, slope = _sigmoids(dots, scale, shift, apart, row_ids, ids + j, BLOCK)
+                weighted += w * slope
+                total += w * loss
+    part = tl.num_programs(0).to(tl.int64) * BLOCK
+    out = parts + chunk.to(tl.int64) * (part // CHUNKS) + i + lane
+    tl.store(out, weighted)
+    if SOFTMAX:
+        tl.store(out + part, top)
+        tl.store(out + 2 * part, total)
+    else:
+        tl.store(out + part, total)
 
     if chunk == 0:
         # Unsigned, the -1 of empty slots stands behind all sample numbers.
         numbers = ids.to(tl.pointer_type(tl.uint32))
         number = tl.load(numbers + i + lane)
+        filled = tl.load(ids + i + lane) >= 0
         found = tl.zeros((BLOCK,), tl.int32)
+        sum_w = tl.zeros((BLOCK,), tl.float32)
         for e in range(K):
-            low = tl.zeros((BLOCK,), tl.int32) + tl.load(spans + e * 2) * BLOCK
-            high = tl.zeros((BLOCK,), tl.int32) + tl.load(spans + e * 2 + 1) * BLOCK
-            begin = search(numbers, low, high, number, steps, False)
-            stop = search(numbers, low, high, number, steps, True)
-            itself = (stop > begin) & (e == a)
-            found += stop - begin - itself.to(tl.int32)
-        tl.store(count + i + lane, tl.where(tl.load(ids + i + lane) >= 0, found, 0))
+            start = tl.load(spans + e * 2) * BLOCK
+            end = tl.load(spans + e * 2 + 1) * BLOCK
+            if start < end:
+                low = tl.zeros((BLOCK,), tl.int32) + start
+                high = tl.zeros((BLOCK,), tl.int32) + end
+                begin = search(numbers, low, high, number, steps, False)
+                stop = search(numbers, low, high, number, steps, True)
+                itself = (stop > begin) & (e == a)
+                here = tl.where(filled, stop - begin - itself.to(tl.int32), 0)
+                found += here
+                if SOFTMAX:
+                    sum_w += here.to(tl.float32) * tl.load(weight + a * K + e)
+        tl.store(count + i + lane, found)
+        if SOFTMAX:
+            tl.store(weights + i + lane, sum_w)
 
 
 @triton.jit
-def _sigmoid(x):
-    """σ(x ln 2), to the last digits in both tails."""
-    return 1.0 / (1.0 + tl.exp2(-x))
+def _reachable(base):
+    """Infinite for the -inf of a row without positives, so that 2^(x - base) is 0 whatever x is."""
+    return tl.where(base == -float("inf"), float("inf"), base)
 
 
 @triton.jit(do_not_specialize=["first_row_tile", "first_col_tile", "row_tiles", "col_tiles", "K"])
@@ -120,7 +152,8 @@ def positives_grad_kernel(
     temperature,
     offset,
     weight,
-    lse,
+    base,
+    slope,
     share,
     h,
     parts,
@@ -131,6 +164,7 @@ def positives_grad_kernel(
     K,
     D: tl.constexpr,
     DIAGONAL: tl.constexpr,
+    SOFTMAX: tl.constexpr,
     CHUNKS: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -167,7 +201,7 @@ def positives_grad_kernel(
             scale = LOG2E / tau
             shift = tl.load(offset + a * K + b) * scale
             row_ids = tl.load(ids + i + lane)
-            row_lse = tl.load(lse + i + lane) * LOG2E
+            row_base = tl.load(base + i + lane) * LOG2E
             forth = tl.load(share + i + lane) * -tl.load(weight + a * K + b)
             back_weight = -tl.load(weight + b * K + a)
             here = h + it * (stride * BLOCK) + jt * BLOCK
@@ -175,11 +209,19 @@ def positives_grad_kernel(
                 first = n * (BLOCK // 8)
                 col = j + first + eighth
                 wanted = positives(lane - (apart + first), row_ids, eighth, tl.load(ids + col))
-                x = tl.where(wanted, dots[n] * scale - shift, -NOTHING)
-                grad = _sigmoid(row_lse[:, None] - x) * forth[:, None]
-                grad += (
-                    _sigmoid((tl.load(lse + col) * LOG2E)[None, :] - x) * (tl.load(share + col) * back_weight)[None, :]
-                )
+                x = dots[n] * scale - shift
+                if SOFTMAX:
+                    x = tl.where(wanted, x, NOTHING)
+                    grad = tl.exp2(x - _reachable(row_base)[:, None]) * tl.load(slope + i + lane)[:, None]
+                    col_base = _reachable(tl.load(base + col) * LOG2E)
+                    grad += tl.exp2(x - col_base[None, :]) * tl.load(slope + col)[None, :]
+                    back = tl.load(share + col) * back_weight
+                    grad += tl.where(wanted, forth[:, None] + back[None, :], 0.0)
+                else:
+                    x = tl.where(wanted, x, -NOTHING)
+                    grad = sigmoid(row_base[:, None] - x) * forth[:, None]
+                    col_base = tl.load(base + col) * LOG2E
+                    grad += sigmoid(col_base[None, :] - x) * (tl.load(share + col) * back_weight)[None, :]
                 out = here + (lane[:, None] * stride + (first + eighth)[None, :])
                 tl.store(out, (grad * (1.0 / tau)).to(h.dtype.element_ty), wanted)
                 sum_h += tl.sum(grad)

@@ -13,6 +13,7 @@ from .tiles import (
     holds_only_negatives,
     mirror,
     negatives,
+    sigmoid,
     tile_of_program,
 )
 
@@ -45,6 +46,7 @@ def similarity_grad_kernel(
     K,
     D: tl.constexpr,
     DIAGONAL: tl.constexpr,
+    SIGMOID: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -88,7 +90,7 @@ def similarity_grad_kernel(
     row = i + lane
     only_negatives = holds_only_negatives(tiles, row_tile, col_tile, BLOCK)
     left, right = halves(dots)
-    ONE: tl.constexpr = ONE_EXPONENTIAL and not DIAGONAL  # whose tiles need the registers to be turned
+    ONE: tl.constexpr = ONE_EXPONENTIAL and not SIGMOID and not DIAGONAL  # whose tiles need the registers to be turned
     if ONE:
         row_lse = tl.load(lse + row) * LOG2E
         in_cols = tl.load(lse + j + lane) * LOG2E
@@ -118,10 +120,13 @@ def similarity_grad_kernel(
             x = (right if side else left) * scale - shift
             if not only_negatives:
                 x = tl.where(negatives(tl.load(ids + row), tl.load(ids + col)), x, NOTHING)
-            row_lse = _finite(tl.load(lse + row)) * LOG2E
-            col_lse = _finite(tl.load(lse + col)) * LOG2E
-            grad = tl.exp2(x - row_lse[:, None]) * tl.load(coefficient + row)[:, None]
-            grad += tl.exp2(x - col_lse[None, :]) * tl.load(coefficient + col)[None, :]
+            if SIGMOID:
+                grad = sigmoid(x) * (tl.load(coefficient + row)[:, None] + tl.load(coefficient + col)[None, :])
+            else:
+                row_lse = _finite(tl.load(lse + row)) * LOG2E
+                col_lse = _finite(tl.load(lse + col)) * LOG2E
+                grad = tl.exp2(x - row_lse[:, None]) * tl.load(coefficient + row)[:, None]
+                grad += tl.exp2(x - col_lse[None, :]) * tl.load(coefficient + col)[None, :]
             sum_h += tl.sum(grad)
             sum_hx += tl.sum(grad * x)
             out = (grad * (1.0 / tau)).to(h.dtype.element_ty)

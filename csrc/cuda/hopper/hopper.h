@@ -13,7 +13,7 @@ extern "C" {
 // dealt out in, see Schedule; by_col: (row_tiles, col_tiles * 128).
 int uniclip_cuda_hopper_lse(uniclip::cuda::Similarities given, uniclip::cuda::Rectangle rectangle, float* lse,
                             float* row_parts, float* by_col, int blocks, void* stream);
-// As uniclip_cuda_similarity_grad.
+// As uniclip_cuda_similarity_grad, for the softmax alone, as all of these are.
 int uniclip_cuda_hopper_grad(uniclip::cuda::Similarities given, uniclip::cuda::Rectangle rectangle, const float* lse,
                              const float* coefficient, void* h, float* parts, int blocks, void* stream);
 

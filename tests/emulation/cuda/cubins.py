@@ -24,6 +24,7 @@ TILE_KERNELS = (
     "positives_forward_kernel",
     "positives_grad_kernel",
 )
+WITH_FLAG = tuple(name for name in TILE_KERNELS if name != "similarity_matrix_kernel")
 
 
 def extension() -> Path | None:
@@ -54,8 +55,10 @@ def _read(arch: str) -> dict[str, Code]:
     return found
 
 
-def tile_kernel(name: str, operand: str, arch: str) -> Code:
-    instance = f"{len(name)}{name}INS0_{len(operand)}{operand}E"
+def tile_kernel(name: str, operand: str, arch: str, flag: bool = False) -> Code:
+    """``flag``: the variant for the sigmoid of negatives, or for the softmax of positives."""
+    parameters = "E" if name not in WITH_FLAG else f"Lb{int(flag)}EE"
+    instance = f"{len(name)}{name}INS0_{len(operand)}{operand}E{parameters}"
     (code,) = (code for mangled, code in kernels(arch).items() if instance in mangled)
     return code
 
@@ -73,10 +76,12 @@ def _launches() -> dict[str, dict[str, int]]:
     names = (name.split("::") for name in torch._C._dispatch_get_all_op_names())
     operators = [getattr(getattr(torch.ops, space), name).default for space, name in names if space == build.LIBRARY]
     library.emulation_set_launch_hook(hook)
-    for dtype, allow_tf32 in itertools.product((torch.bfloat16, torch.float16, torch.float32), (False, True)):
+    for dtype, *flags in itertools.product(
+        (torch.bfloat16, torch.float16, torch.float32), (False, True), (False, True)
+    ):
         tensor = torch.empty(128, 128, 128, dtype=dtype)
         for operator in operators:
-            kinds = (str(argument.type) for argument in operator._schema.arguments)
-            operator(*({"int": 128, "bool": allow_tf32}.get(kind, tensor) for kind in kinds))
+            kinds, bools = (str(argument.type) for argument in operator._schema.arguments), itertools.cycle(flags)
+            operator(*(next(bools) if kind == "bool" else 128 if kind == "int" else tensor for kind in kinds))
     library.emulation_set_launch_hook(None)
     return found

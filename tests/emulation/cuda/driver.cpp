@@ -66,6 +66,120 @@ struct Problem {
   int domain(int i) const { return tiles[i / kBlock].domain; }
 };
 
+// Negatives "softmax" and positives "sigmoid", or the `other` of both; terms of the gradient as mp_nce makes them.
+template <class E, class S, class Near>
+void check_objective(const Similarities& given, const Problem<E>& p, const std::vector<int>& filled, const S& s,
+                     const Near& near, bool other) {
+  const E kUnwritten = from_float<E>(NAN);
+  std::vector<float> lse(kSlots, -INFINITY), total(kSlots), top = lse;
+  for (const Rectangle& rectangle : kRectangles) {
+    const auto [i0, j0, height, width] = rectangle;
+    const size_t plane = width * height * kBlock;
+    std::vector<float> by_row((other ? 2 : 1) * plane, NAN), by_col(i0 == j0 ? 0 : by_row.size(), NAN);
+    check_launch(uniclip_cuda_similarity_lse(given, rectangle, other, by_row.data(),
+                                             i0 == j0 ? by_row.data() : by_col.data(), nullptr));
+    const auto merge = [&](int slot, int slots, const std::vector<float>& parts) {
+      if (!other) {
+        check_launch(uniclip_cuda_merge_lse(&lse[slot], parts.data(), slots, plane / slots, nullptr));
+        return;
+      }
+      for (size_t at = 0; at < plane; ++at) {
+        total[slot + at % slots] += parts[at];
+        top[slot + at % slots] = std::fmax(top[slot + at % slots], parts[plane + at]);
+      }
+    };
+    merge(i0 * kBlock, height * kBlock, by_row);
+    if (i0 != j0) merge(j0 * kBlock, width * kBlock, by_col);
+  }
+  for (int i : filled) {
+    double sum = 0, softplus = 0, largest = -INFINITY;
+    for (int j : filled) {
+      if (p.ids[i] == p.ids[j]) continue;
+      sum += std::exp(s(i, j));
+      softplus += std::log1p(std::exp(s(i, j)));
+      largest = std::fmax(largest, s(i, j));
+    }
+    near("lse", other ? total[i] : lse[i], other ? softplus : std::log(sum), other ? 100 : 10);
+    if (other) near("top", top[i], largest, 10);
+  }
+
+  constexpr int kSlices = 2, kParts = 4 * kSlices;
+  std::vector<float> statistics((other ? 4 : 3) * kParts * kSlots, NAN), slope(kSlots), share(kSlots);
+  check_launch(uniclip_cuda_positives_forward(given, p.spans.data(), p.weight.data(), other, lse.data(), kSlots,
+                                              kSlices, statistics.data(), nullptr));
+  const auto statistic = [&](int k, int i) {
+    double sum = 0;
+    for (int part = 0; part < kParts; ++part) {
+      const double x = statistics[(k * kParts + part) * kSlots + i];
+      sum += other && k == 0 ? std::exp(x) : x;
+    }
+    return other && k == 0 ? std::log(sum) : sum;
+  };
+  const auto w = [&](int i, int j) { return p.weight[p.domain(i) * kDomains + p.domain(j)]; };
+  const auto sigmoid = [](double x) { return 1 / (1 + std::exp(-x)); };
+  std::vector<float> base = lse, coefficient(kSlots);
+  for (int i = 0; i < kSlots; ++i) {
+    double loss = 0, sum = 0, sum_of_s = 0;
+    for (int j : filled) {
+      if (i == j || p.ids[i] != p.ids[j]) continue;
+      loss += other ? std::exp(s(i, j)) : w(i, j) * std::log1p(std::exp(lse[i] - s(i, j)));
+      sum += w(i, j) * (other ? 1 : sigmoid(lse[i] - s(i, j)));
+      sum_of_s += w(i, j) * s(i, j);
+    }
+    if (!other || p.count[i] > 0) near("loss", statistic(0, i), other ? std::log(loss) : loss, 20);
+    if (other) {
+      base[i] = statistic(0, i);
+      near("s", statistic(3, i), sum_of_s, 20);
+      check("empty", base[i] == -INFINITY, p.count[i] == 0, 0);
+    }
+    near("slope", statistic(1, i), sum, 4);
+    check("count", statistic(2, i), p.count[i], 0);
+    share[i] = p.count[i] > 0 ? 1.f / p.count[i] : 0;
+    coefficient[i] = slope[i] = static_cast<float>(statistic(1, i)) * share[i];
+  }
+
+  const auto term = [&](int i, int j) {  // of the gradient, from row i
+    if (p.ids[i] != p.ids[j]) return (other ? sigmoid(s(i, j)) : std::exp(s(i, j) - lse[i])) * coefficient[i];
+    if (other) return std::exp(s(i, j) - base[i]) * slope[i] - w(i, j) * share[i];
+    return -w(i, j) * sigmoid(base[i] - s(i, j)) * share[i];
+  };
+  const auto gradient = [&](int i, int j) {
+    return i == j || p.ids[i] < 0 || p.ids[j] < 0 ? 0.0 : term(i, j) + term(j, i);
+  };
+  std::vector<double> sums(kDomains * kDomains * 2, 0.0), expected_sums = sums;
+  for (const Rectangle& rectangle : kRectangles) {
+    const auto [i0, j0, height, width] = rectangle;
+    std::vector<E> h(height * width * kBlock * kBlock, kUnwritten);
+    const auto add_sums = [&](const std::vector<float>& parts) {
+      check_launch(uniclip_cuda_add_pair_sums(parts.data(), height, width, &p.tiles[i0].domain, 4, &p.tiles[j0].domain,
+                                              4, i0 == j0, kDomains, sums.data(), nullptr));
+    };
+    std::vector<float> of_negatives(2 * height * width, 0), of_positives = of_negatives;
+    check_launch(uniclip_cuda_similarity_grad(given, rectangle, other, lse.data(), coefficient.data(), h.data(),
+                                              of_negatives.data(), nullptr));
+    add_sums(of_negatives);
+    check_launch(uniclip_cuda_positives_grad(given, rectangle, p.spans.data(), p.weight.data(), other, base.data(),
+                                             share.data(), slope.data(), kSlices, h.data(), of_positives.data(),
+                                             nullptr));
+    add_sums(of_positives);
+    for (int i = i0 * kBlock; i < (i0 + height) * kBlock; ++i) {
+      for (int j = j0 * kBlock; j < (j0 + width) * kBlock; ++j) {
+        const double value = gradient(i, j);
+        const double tau = value == 0 ? 1 : p.temperature[p.domain(i) * kDomains + p.domain(j)];
+        near("H", to_float(h[(i - i0 * kBlock) * width * kBlock + j - j0 * kBlock]), value / tau, 20);
+      }
+    }
+  }
+  for (int i : filled) {
+    for (int j : filled) {
+      const int pair = p.domain(i) * kDomains + p.domain(j);
+      if (i < j) expected_sums[pair * 2] += gradient(i, j);
+      if (i < j) expected_sums[pair * 2 + 1] += gradient(i, j) * s(i, j);
+    }
+  }
+  for (size_t k = 0; k < sums.size(); ++k) near("sums", sums[k], expected_sums[k], 100);
+}
+
 template <class T>
 void run(Operand operand) {
   using E = typename T::Element;
@@ -97,84 +211,7 @@ void run(Operand operand) {
   const Similarities given{rows.data(),     p.ids.data(),  p.tiles.data(), p.temperature.data(),
                            p.offset.data(), p.mask.data(), kSlots,         kPadded,
                            kDomains,        operand};
-  std::vector<float> lse(kSlots, -INFINITY);
-  for (const Rectangle& rectangle : kRectangles) {
-    const auto [i0, j0, height, width] = rectangle;
-    std::vector<float> by_row(width * height * kBlock, NAN), by_col(i0 == j0 ? 0 : by_row.size(), NAN);
-    check_launch(uniclip_cuda_similarity_lse(given, rectangle, by_row.data(), i0 == j0 ? by_row.data() : by_col.data(),
-                                             nullptr));
-    check_launch(uniclip_cuda_merge_lse(&lse[i0 * kBlock], by_row.data(), height * kBlock, width, nullptr));
-    if (i0 == j0) continue;
-    check_launch(uniclip_cuda_merge_lse(&lse[j0 * kBlock], by_col.data(), width * kBlock, height, nullptr));
-  }
-  for (int i : filled) {
-    double sum = 0;
-    for (int j : filled) sum += p.ids[i] != p.ids[j] ? std::exp(s(i, j)) : 0;
-    near("lse", lse[i], std::log(sum), 10);
-  }
-
-  constexpr int kSlices = 2, kParts = 4 * kSlices;
-  std::vector<float> statistics(3 * kParts * kSlots, NAN), slope(kSlots), share(kSlots), coefficient(kSlots);
-  check_launch(uniclip_cuda_positives_forward(given, p.spans.data(), p.weight.data(), lse.data(), kSlices,
-                                              statistics.data(), nullptr));
-  const auto statistic = [&](int k, int i) {
-    double sum = 0;
-    for (int part = 0; part < kParts; ++part) sum += statistics[(k * kParts + part) * kSlots + i];
-    return sum;
-  };
-  const auto a = [&](int i, int j) {
-    return p.weight[p.domain(i) * kDomains + p.domain(j)] / (1 + std::exp(s(i, j) - lse[i]));
-  };
-  for (int i = 0; i < kSlots; ++i) {
-    double loss = 0, slope = 0;
-    for (int j : filled) {
-      if (i == j || p.ids[i] != p.ids[j]) continue;
-      loss += p.weight[p.domain(i) * kDomains + p.domain(j)] * std::log1p(std::exp(lse[i] - s(i, j)));
-      slope += a(i, j);
-    }
-    near("loss", statistic(0, i), loss, 20);
-    near("slope", statistic(1, i), slope, 4);
-    check("count", statistic(2, i), p.count[i], 0);
-    share[i] = p.count[i] > 0 ? 1.f / p.count[i] : 0;
-    coefficient[i] = static_cast<float>(statistic(1, i)) * share[i];
-  }
-
-  const auto gradient = [&](int i, int j) {
-    if (i == j || p.ids[i] < 0 || p.ids[j] < 0) return 0.0;
-    if (p.ids[i] == p.ids[j]) return -(a(i, j) * share[i] + a(j, i) * share[j]);
-    return std::exp(s(i, j) - lse[i]) * coefficient[i] + std::exp(s(i, j) - lse[j]) * coefficient[j];
-  };
-  std::vector<double> sums(kDomains * kDomains * 2, 0.0), expected_sums = sums;
-  for (const Rectangle& rectangle : kRectangles) {
-    const auto [i0, j0, height, width] = rectangle;
-    std::vector<E> h(height * width * kBlock * kBlock, kUnwritten);
-    const auto add_sums = [&](const std::vector<float>& parts) {
-      check_launch(uniclip_cuda_add_pair_sums(parts.data(), height, width, &p.tiles[i0].domain, 4, &p.tiles[j0].domain,
-                                              4, i0 == j0, kDomains, sums.data(), nullptr));
-    };
-    std::vector<float> of_negatives(2 * height * width, 0), of_positives = of_negatives;
-    check_launch(uniclip_cuda_similarity_grad(given, rectangle, lse.data(), coefficient.data(), h.data(),
-                                              of_negatives.data(), nullptr));
-    add_sums(of_negatives);
-    check_launch(uniclip_cuda_positives_grad(given, rectangle, p.spans.data(), p.weight.data(), lse.data(),
-                                             share.data(), kSlices, h.data(), of_positives.data(), nullptr));
-    add_sums(of_positives);
-    for (int i = i0 * kBlock; i < (i0 + height) * kBlock; ++i) {
-      for (int j = j0 * kBlock; j < (j0 + width) * kBlock; ++j) {
-        const double value = gradient(i, j);
-        const double tau = value == 0 ? 1 : p.temperature[p.domain(i) * kDomains + p.domain(j)];
-        near("H", to_float(h[(i - i0 * kBlock) * width * kBlock + j - j0 * kBlock]), value / tau, 20);
-      }
-    }
-  }
-  for (int i : filled) {
-    for (int j : filled) {
-      const int pair = p.domain(i) * kDomains + p.domain(j);
-      if (i < j) expected_sums[pair * 2] += gradient(i, j);
-      if (i < j) expected_sums[pair * 2 + 1] += gradient(i, j) * s(i, j);
-    }
-  }
-  for (size_t k = 0; k < sums.size(); ++k) near("sums", sums[k], expected_sums[k], 100);
+  for (const bool other : {false, true}) check_objective<E>(given, p, filled, s, near, other);
 
   std::vector<float> grad_rows(kSlots * kPadded), factor(1, 0.5f);
   for (size_t k = 0; k < grad_rows.size(); ++k) grad_rows[k] = to_float(rows[(k * 31) % rows.size()]);

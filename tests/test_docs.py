@@ -1,0 +1,25 @@
+"""The code in the documentation runs as it stands."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import uniclip_kernels
+
+DOCS = Path(__file__).parents[1] / "docs"
+SNIPPETS = re.findall(r"## ([^\n]+)\n\n```python\n(.*?)```", (DOCS / "losses.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("code", [code for _, code in SNIPPETS], ids=[title for title, _ in SNIPPETS])
+def test_recipe(code):
+    model = nn.Linear(6, 4)
+    rows = {name: torch.randn(5, 4, requires_grad=True) for name in ("queries", "positives", "hard_negatives")}
+    names = {"torch": torch, "D": 4, "model": model, "momentum_model": nn.Linear(6, 4)} | rows
+    names["loader"] = [(torch.randn(5, 6), torch.randn(5, 6)) for _ in range(3)]
+    names["labelled"] = [(torch.randn(8, 6), torch.arange(8) % 3) for _ in range(3)]
+    exec(code, vars(uniclip_kernels) | names)
+    assert len(SNIPPETS) == 3
+    assert model.weight.grad is not None or all(z.grad.count_nonzero() for z in rows.values())
