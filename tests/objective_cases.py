@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from tests import cases
 from tests.cases import (
     Candidates,
     Case,
@@ -53,6 +54,9 @@ def _objectives() -> Iterator[Case]:
         sample_ids = torch.where(domain_ids == 1, 0, torch.arange(60) // 3 % 4)
         lonely = ~mask_without(3, (0, 1))
         yield case("some-without", 60, domains=3, sample_ids=sample_ids, domain_ids=domain_ids, domain_mask=lonely)
+        if objective == "siglip":  # tiles of negatives alone, most of them in one tail or the other
+            alone = dict(sample_ids=torch.arange(520) // 2, domains=1)
+            yield case("full-tiles", 520, 64, temperature=0.01, **alone)
         if objective != "mil_nce":
             yield case("weight-signed", 80, domains=3, samples=12, weight=SIGNED)
         yield case("temperature-0.005", 100, 40, temperature=0.005, offset=0.0)
@@ -154,5 +158,6 @@ def _renamed(case: Case, name: str) -> Case:
 
 
 CASES = [*_objectives(), *_arguments(), *_exclusions(), *_anchor_weights(), *_candidates()]
-BY_NAME = {case.name: case for case in CASES}
-assert len(BY_NAME) == len(CASES), "two cases of one name"
+#: Of all objectives.
+GRID = [*cases.CASES, *CASES]
+BY_NAME = {case.name: case for case in GRID}

@@ -6,21 +6,20 @@ import math
 import pytest
 import torch
 
-from tests import cases, objective_cases
 from tests import similarity_cases as similarity
 from tests.cases import make_case
 from tests.emulation.cuda.backends import emulated
 from tests.emulation.installed import installed
 from tests.evaluate import assert_matches, evaluate
+from tests.objective_cases import BY_NAME, GRID
 from uniclip_kernels import domain_similarity
 from uniclip_kernels._layout import sort_rows
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-BY_NAME = cases.BY_NAME | objective_cases.BY_NAME
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", BY_NAME.values(), ids=repr)
+@pytest.mark.parametrize("case", GRID, ids=repr)
 def test_the_grid(case, dtype):
     with installed("cuda", emulated()):
         assert_matches(evaluate(case, "cuda", dtype), case, dtype)

@@ -5,11 +5,11 @@ import functools
 import pytest
 import torch
 
-from tests import cases, objective_cases
 from tests import similarity_cases as similarity
 from tests.emulation.cuda.backends import executed_ptx
 from tests.emulation.installed import installed
 from tests.evaluate import assert_matches, evaluate
+from tests.objective_cases import BY_NAME
 from uniclip_kernels import domain_similarity
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -29,7 +29,6 @@ NAMES = (
     "siglip-everything",
     "siglip-temperature-0.005",
 )
-BY_NAME = cases.BY_NAME | objective_cases.BY_NAME
 
 
 @pytest.mark.parametrize("architecture", [80, 120])

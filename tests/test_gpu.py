@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import test_domain_similarity as similarity
-from tests.cases import BY_NAME, CASES
 from tests.evaluate import assert_matches, evaluate
+from tests.objective_cases import BY_NAME, GRID
 from tests.test_citizenship import rows, tables
 from uniclip_kernels import MPNCELoss, backends, domain_similarity, mp_nce
 from uniclip_kernels._backend import find
@@ -64,9 +64,9 @@ def assert_same_bits(got, expected) -> None:
         assert torch.equal(a.cpu(), b.cpu()), f"tensor {place} differs"
 
 
-@pytest.mark.parametrize("case", CASES[:: 16 if DRY else 1], ids=repr)
+@pytest.mark.parametrize("case", GRID[:: 16 if DRY else 1], ids=repr)
 @every_dtype
-def test_mp_nce_on_the_grid(backend, dtype, case):
+def test_the_grid(backend, dtype, case):
     assert_matches(evaluate(case, backend, dtype, DEVICE), case, dtype)
 
 

@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests import brute_force, cases, objective_cases
+from tests import brute_force, objective_cases
 from tests.evaluate import FIELDS, assert_matches, oracle, plain, specification
 from uniclip_kernels import reference
-
-CASES = cases.CASES + objective_cases.CASES
 
 
 @pytest.mark.parametrize(("reduction", "normalize"), [("mean", True), ("sum", False), ("none", True)])
@@ -47,12 +45,12 @@ def test_gradients_of_the_oracle_by_differences(objective, reduction, normalize)
         np.testing.assert_allclose(getattr(exact, name).value, differences, rtol=1e-7, atol=1e-8)
 
 
-@pytest.mark.parametrize("case", CASES, ids=repr)
+@pytest.mark.parametrize("case", objective_cases.GRID, ids=repr)
 def test_reference_on_the_grid(case):
     assert_matches(specification(case, torch.float64), case, torch.float64)
 
 
-@pytest.mark.parametrize("case", CASES, ids=repr)
+@pytest.mark.parametrize("case", objective_cases.GRID, ids=repr)
 def test_plain_pytorch_on_the_grid(case):
     """Whose error in each dtype others are allowed: it must compute the same, and not merely something near it."""
     got, expected = plain(case, torch.float64), oracle(case, torch.float64)

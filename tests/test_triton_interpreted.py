@@ -3,17 +3,12 @@
 import pytest
 import torch
 
-from tests import cases, objective_cases
 from tests.emulation import interpreter as interpreting
 from tests.evaluate import assert_matches
+from tests.objective_cases import BY_NAME, GRID
 
-#: Tiles of negatives alone, most of them in one tail or the other.
-SIGMOIDS = cases.make_case(
-    "siglip-full-tiles", 520, 64, objective="siglip", sample_ids=torch.arange(520) // 2, domains=1, temperature=0.01
-)
-CASES = [*cases.CASES, *objective_cases.CASES, SIGMOIDS]
-BY_NAME = {case.name: case for case in CASES}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+NARROW = DTYPES[1:]  # in turn, since the interpreter takes its time
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +40,7 @@ def _evaluate_in_autocast(name: str):
 
 @pytest.mark.parametrize(
     "name",
-    [case.name for case in CASES if "full-tiles" in case.name] + ["larger", "clip", "sup_con-everything"],
+    [case.name for case in GRID if "full-tiles" in case.name] + ["larger", "clip", "sup_con-everything"],
 )
 def test_in_the_configuration_for_sm_90(name, interpreter):
     """With descriptors and one exponential an element."""
@@ -53,8 +48,11 @@ def test_in_the_configuration_for_sm_90(name, interpreter):
     assert_matches(result, BY_NAME[name], torch.bfloat16)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=repr)
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [(case, dtype) for i, case in enumerate(GRID) for dtype in (torch.float32, NARROW[i % 2])],
+    ids=lambda value: repr(value),
+)
 def test_on_the_grid(case, dtype, interpreter):
     assert_matches(interpreter(_evaluate, case.name, dtype), case, dtype)
 
