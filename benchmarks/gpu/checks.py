@@ -1,4 +1,4 @@
-"""Values and gradients over the grid of tests/cases.py, on the device, by many processes side by side."""
+"""Values and gradients over the grid of tests/objective_cases.py, on the device, by many processes side by side."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from concurrent.futures import ProcessPoolExecutor
 
 import torch
 
-from tests.cases import BY_NAME, CASES
 from tests.evaluate import assert_matches, evaluate
+from tests.objective_cases import BY_NAME, GRID
 from uniclip_kernels import backends
 
 from .task import Check, Context, Note, Task
@@ -30,7 +30,7 @@ def tasks(context: Context) -> list[Task]:
 
 
 def _grid(backend: str, context: Context) -> Iterator[Check | Note]:
-    names = [case.name for case in CASES[:: 16 if context.dry_run else 1]]
+    names = [case.name for case in GRID[:: 16 if context.dry_run else 1]]
     workers = max(1, min(WORKERS, len(os.sched_getaffinity(0)) - 1))
     fork = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(workers, fork, initializer=torch.set_num_threads, initargs=(1,)) as pool:
