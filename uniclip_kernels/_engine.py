@@ -27,6 +27,7 @@ from ._layout import (
     panels_of_sizes,
     panels_of_tiles,
     rectangles,
+    roomy_rows,
     starts_of,
     uniform_panels,
 )
@@ -213,7 +214,7 @@ def _slots_of(backend: Backend, inputs: Inputs, sizes: Sequence[int] | None) -> 
     own = padded_rows(inputs.embeddings.shape[0], k, backend.block, sizes)
     if inputs.candidates is None:
         return own, own
-    return own, own + padded_rows(inputs.candidates.shape[0], k, backend.block)
+    return own, own + roomy_rows(inputs.candidates.shape[0], k, backend.block)
 
 
 def _kept_elements(backend: Backend, num_domains: int, slots: int, dtype: torch.dtype, keep: bool) -> int:
