@@ -15,11 +15,12 @@ from triton.compiler import ASTSource
 import uniclip_kernels.triton
 from tests.emulation import aot
 from tests.emulation.machine_code import TENSOR_CORE, assert_as_planned, assert_multiplies, assert_two_programs
+from tests.objective_cases import some
 
-DTYPES = (torch.float32, torch.bfloat16)
 KERNELS = aot.TILE_KERNELS + aot.ROW_KERNELS + aot.SUM_KERNELS
 #: float16 is to the compiler what bfloat16 is.
-BUILDS = [(name, t) for name in KERNELS for t in DTYPES if name not in aot.SUM_KERNELS or t == DTYPES[0]]
+IN_16_BITS = [(name, torch.bfloat16) for name in KERNELS if name not in aot.SUM_KERNELS]
+IN_FLOAT32 = [(name, torch.float32) for name in KERNELS]
 LSE, GRAD, MATRIX = "similarity_lse_kernel", "similarity_grad_kernel", "similarity_matrix_kernel"
 OPERANDS_IN_REGISTERS = ("80", "120")
 
@@ -33,8 +34,11 @@ def test_no_kernel_is_forgotten():
     assert written == {name.split()[0] for name in KERNELS}
 
 
-@pytest.mark.parametrize("arch", TENSOR_CORE)
-@pytest.mark.parametrize(("name", "dtype"), BUILDS, ids=str)
+@pytest.mark.parametrize(
+    ("name", "dtype", "arch"),
+    [(*build, arch) for i, arch in enumerate(TENSOR_CORE) for build in (*IN_16_BITS, *some(IN_FLOAT32, 2, i % 2))],
+    ids=str,
+)
 def test_machine_code(name, dtype, arch):
     code = aot.code(aot.compile_kernel(name, arch, dtype))
     assert_as_planned(code, arch)
