@@ -29,6 +29,7 @@ from ._layout import (
     panels_of_sizes,
     panels_of_tiles,
     rectangles,
+    roomy_rows,
     starts_of,
     uniform_panels,
 )
@@ -172,10 +173,11 @@ def make_problem(
     options: Options,
     met: Collection[tuple[int, int]],
     layout: Layout | None = None,
+    roomy: bool = False,
 ) -> Problem:
-    """Of the pairs of sets that are ``met``; ``tables`` are (K, K)."""
+    """Of the pairs of sets that are ``met``; ``tables`` are (K, K). ``roomy``: domains get tiles of their own in any case."""
     k, num_sets, sizes = len(tables.temperature), len(rows.counts), options.domain_sizes
-    edges, mask = _edges(backend, rows.counts, k, sizes), tables.domain_mask
+    edges, mask = _edges(backend, rows.counts, k, sizes, roomy), tables.domain_mask
     if (0, 0) not in met:  # kernels of positives look for them among all rows
         compared = torch.ones(num_sets, num_sets, dtype=torch.bool, device=rows.z.device)
         compared[0, 0] = False
@@ -269,9 +271,16 @@ def _balanced(sums: Tensor) -> tuple[Tensor, Tensor]:
     return h, h_s
 
 
-def _edges(backend: Backend, counts: Sequence[int], num_domains: int, sizes: Sequence[int] | None) -> list[int]:
-    """Where the slots of each set of rows end; ``sizes`` are those of own rows."""
-    slots = (padded_rows(n, num_domains, backend.block, None if at else sizes) for at, n in enumerate(counts))
+def _edges(
+    backend: Backend, counts: Sequence[int], num_domains: int, sizes: Sequence[int] | None, roomy: bool = False
+) -> list[int]:
+    """Where the slots of each set of rows end; ``sizes`` are those of own rows, which are apart unless it is ``roomy``."""
+    own, *others = counts
+    slots = [roomy_rows(n, num_domains, backend.block) for n in others]
+    if roomy and sizes is None:
+        slots.insert(0, roomy_rows(own, num_domains, backend.block))
+    else:
+        slots.insert(0, padded_rows(own, num_domains, backend.block, sizes))
     return list(itertools.accumulate(slots))
 
 

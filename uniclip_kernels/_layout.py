@@ -82,6 +82,13 @@ def padded_rows(m: int, num_domains: int, block: int, sizes: Sequence[int] | Non
     return (m // block + torch.sym_min(num_domains, torch.sym_max(FEW_DOMAINS, m // block // 2))) * block
 
 
+def roomy_rows(m: int, num_domains: int, block: int) -> int:
+    """Slots enough for any split of m rows over the domains, whether these are apart or not."""
+    return (
+        m // block + (max(num_domains, 2) if num_domains <= FEW_DOMAINS else torch.sym_min(num_domains, m + 2))
+    ) * block
+
+
 def starts_of(
     rows: Rows, num_domains: int, sizes: Sequence[int] | None, edges: Sequence[int], block: int
 ) -> Tensor | None:
