@@ -121,8 +121,9 @@ class _Objective(torch.autograd.Function):
         inputs, backend = Inputs(*tensors), find(options.backend)
         with torch.autocast(inputs.embeddings.device.type, enabled=False):
             symmetric = mirrored(inputs.temperature, inputs.offset)
-            statistics, loss, slot = _forward(backend, exchange, counts, inputs, options, symmetric)
-        ctx.exchange, ctx.counts, ctx.options = exchange, counts, options
+            held: list[list[Tensor]] = []
+            statistics, loss, slot = _forward(backend, exchange, counts, inputs, options, symmetric, held)
+        ctx.exchange, ctx.counts, ctx.options, ctx.held = exchange, counts, options, held
         ctx.save_for_backward(symmetric, slot, *statistics, *tensors)
         counted = (slot >= 0) & (statistics.count[slot] > 0)
         ctx.mark_non_differentiable(counted)
@@ -134,7 +135,7 @@ class _Objective(torch.autograd.Function):
         symmetric, slot, *tensors = ctx.saved_tensors
         statistics, inputs = Statistics(*tensors[:4]), Inputs(*tensors[4:])
         needs = dict(zip(Inputs._fields, ctx.needs_input_grad[3:], strict=True))
-        args = find(ctx.options.backend), ctx.exchange, ctx.counts, inputs, ctx.options, symmetric
+        args = find(ctx.options.backend), ctx.exchange, ctx.counts, inputs, ctx.options, symmetric, ctx.held
         needed = needs["embeddings"], needs["candidates"]
         found = _backward(*args, statistics, slot, grad, *needed)
         grads = dict.fromkeys(Inputs._fields) | {n: g for n, g in found._asdict().items() if needs[n]}
@@ -148,22 +149,26 @@ def _blocks(
     inputs: Inputs,
     options: Options,
     symmetric: Tensor,
+    held: list[list[Tensor]],
     of_rows: Tensor | None = None,
     keep_candidates: bool = False,
 ) -> Iterator[Block]:
     """The own rows with themselves and own candidates, then with what arrives from other ranks.
 
-    ``of_rows`` (M, 5) travels with the rows. With ``keep_candidates`` these meet the rows of other ranks too.
+    ``held`` is what a gather brought before, or empty: then it is filled by one. ``of_rows`` (M, 5) travels with the rows, or
+    after them. With ``keep_candidates`` own candidates meet the rows of other ranks too.
     """
     sets, k = sets_of(inputs), inputs.temperature.shape[0]
     tables = Tables(*symmetric, inputs.weight, inputs.domain_mask)
-    mine, places = [], []
-    for place, s in enumerate(sets):
-        mine += [s.z, _ids(s)]
-        places += [place, place]
-    if of_rows is not None:
-        mine, places = [*mine, of_rows], [*places, 0]
-    arriving = exchange.visit(mine, [[of_rank[place] for place in places] for of_rank in counts])
+    mine = [tensor for s in sets for tensor in (s.z, _ids(s))]
+    of_pairs = [[n for n in of_rank[: len(sets)] for _ in range(2)] for of_rank in counts]
+    if held:
+        arriving = ([*rows, *more] for rows, more in zip(held, _visit_terms(exchange, of_rows, counts), strict=True))
+    elif of_rows is None:
+        arriving = exchange.visit(mine, of_pairs)
+    else:
+        of_rank = [[*pairs, n] for pairs, (n, _) in zip(of_pairs, counts, strict=True)]
+        arriving = exchange.visit([*mine, of_rows], of_rank)
 
     def block(sets: list[RowSet], met: set[tuple[int, int]], *rest: Any) -> Block:
         rows = joined(sets, k, options.ignore_domains)
@@ -173,6 +178,8 @@ def _blocks(
     whole = {(0, b): 1.0 for b in range(len(sets))}
     yield block(sets, {*whole}, None, None, whole)
     for tensors in arriving:
+        if exchange.communication == "gather" and not held:
+            held.append(tensors)
         others = [_row_set(*tensors[2 * place : 2 * place + 2], s) for place, s in enumerate(sets)]
         kept = sets if keep_candidates else sets[:1]
         first = len(kept)
@@ -181,6 +188,10 @@ def _blocks(
         )  # rows meet on both ranks
         met = {*shares, (1, first)} if keep_candidates else {*shares}
         yield block([*kept, *others], met, first, None if of_rows is None else tensors[-1], shares)
+
+
+def _visit_terms(exchange: Exchange, of_rows: Tensor | None, counts: list[list[int]]) -> Iterator[list[Tensor]]:
+    return iter([[]]) if of_rows is None else exchange.visit([of_rows], [of_rank[:1] for of_rank in counts])
 
 
 def _ids(s: RowSet) -> Tensor:
@@ -194,11 +205,11 @@ def _row_set(z: Tensor, ids: Tensor, like: RowSet) -> RowSet:
 
 
 def _forward(
-    backend: Backend, exchange: Exchange, counts, inputs: Inputs, options: Options, symmetric: Tensor
+    backend: Backend, exchange: Exchange, counts, inputs: Inputs, options: Options, symmetric: Tensor, held: list
 ) -> tuple[Statistics, Tensor, Tensor]:
     """Statistics and loss of each own slot, and the slot of each own row."""
     objective, own = OBJECTIVES[options.objective], inputs.embeddings.shape[0]
-    args = backend, exchange, counts, inputs, options, symmetric
+    args = backend, exchange, counts, inputs, options, symmetric, held
     negatives = positives = slot = None
     blocks, no_dots = _blocks(*args), symmetric.new_empty(0)
     waits = objective.negatives == "softmax" and objective.positives == "sigmoid"  # until ν is complete
@@ -242,6 +253,7 @@ def _backward(
     inputs: Inputs,
     options: Options,
     symmetric: Tensor,
+    held: list[list[Tensor]],
     statistics: Statistics,
     slot: Tensor,
     grad: Tensor,
@@ -267,7 +279,7 @@ def _backward(
 
     first = grad_rows = None
     sums = torch.zeros(2, k, k, 2, dtype=torch.float64, device=grad.device)
-    args = backend, exchange, counts, inputs, options, symmetric, of_rows, need_candidates
+    args = backend, exchange, counts, inputs, options, symmetric, held, of_rows, need_candidates
     for problem, rows_of_sets, others, of_others, shares in _blocks(*args):
         if first is None:
             first, wanted = problem, problem.edges[1 if need_candidates else 0]
