@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from tests import brute_force
 from tests.cases import every_other, transposed, unaligned
-from tests.evaluate import accumulator, assert_close
+from tests.evaluate import accumulator, assert_close, rounding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,4 +79,5 @@ def assert_matches(got, case, dtype):
     for name, *values, out in zip(
         expected._fields, got, expected, differentiate(case, dtype, plain), outs, strict=True
     ):
-        assert_close(name, *values, dtype, out)
+        got, right, rival = values
+        assert_close(name, got, right, rival, rounding(rival, right, out), dtype, out)

@@ -31,8 +31,9 @@ NAMES = (
 )
 
 
-@pytest.mark.parametrize("architecture", [80, 120])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "architecture"), [*((dtype, 80) for dtype in DTYPES), (torch.bfloat16, 120)], ids=str
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_grid(name, dtype, architecture):
     with installed("cuda", executed_ptx(architecture)):

@@ -154,7 +154,7 @@ class _Calls(TorchDispatchMode):
         self.arguments = {}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function._schema.name.startswith(("uniclip_kernels::mp_nce", "uniclip_kernels::domain_similarity")):
+        if function._schema.name.startswith(("uniclip_kernels::contrastive", "uniclip_kernels::domain_similarity")):
             self.arguments[function] = args
         return function(*args, **(kwargs or {}))
 
