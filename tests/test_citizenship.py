@@ -318,3 +318,12 @@ def test_flops_are_counted():
     tau = tables()[0]
     assert counted(lambda: mp_nce(z.detach(), ids, domains, temperature=tau).backward()) == (1 + 1) * m * m * d
     assert counted(lambda: domain_similarity(z, temperature=tau).sum().backward()) == (1 + 2) * 2 * m * m * d
+
+
+def test_a_candidate_in_each_of_many_domains():
+    """More domains than a tile has rows, in fewer rows than domains."""
+    z, ids = torch.randn(3000, 8), torch.arange(3000) // 2
+    options = dict(candidates=torch.randn(40, 8), candidate_sample_ids=torch.arange(40))
+    options |= dict(candidate_domain_ids=torch.arange(40), temperature=torch.full((40, 40), 0.5))
+    losses = [mp_nce(z, ids, ids % 40, backend=b, **options) for b in ("cpu", "reference")]
+    torch.testing.assert_close(*losses)
