@@ -28,21 +28,20 @@ class GPUBackend(Backend):
     def check_values(self, inputs: Inputs, options: Options) -> None:
         if not values_are_checked():
             return
-        tables = inputs.temperature, inputs.offset, inputs.weight, inputs.domain_mask
         limit = torch.iinfo(torch.int64).max if options.ignore_domains else len(inputs.temperature)
-        own = inputs.sample_ids, inputs.domain_ids
-        valid = [self._valid(*tables, *own, limit)]
+        valid = [self._valid(inputs, inputs.sample_ids, inputs.domain_ids, limit)]
         if inputs.candidate_domain_ids is not None:
-            valid.append(self._valid(*tables, inputs.candidate_sample_ids, inputs.candidate_domain_ids, limit))
+            valid.append(self._valid(inputs, inputs.candidate_sample_ids, inputs.candidate_domain_ids, limit))
         if inputs.exclude_ids is not None or inputs.candidate_exclude_ids is not None:
             valid.append(shares_exclusion(inputs))
         torch._assert_async(torch.cat(valid).all(), values_wanted(inputs, options))
 
-    def _valid(self, *args) -> Tensor:
-        temperature, *rest, sample_ids, domain_ids, limit = args
-        entries = max(temperature.numel(), 0 if domain_ids is None else len(domain_ids))
-        valid = torch.empty(-(-entries // CHECKED), dtype=torch.bool, device=temperature.device)
-        tables = (None if t is None else t.contiguous() for t in (temperature, *rest))
+    def _valid(self, inputs: Inputs, sample_ids: Tensor, domain_ids: Tensor | None, limit: int) -> Tensor:
+        """Whether tables and domain ids are, one answer for each ``CHECKED`` entries; the latter lie in [0, limit)."""
+        entries = max(inputs.temperature.numel(), 0 if domain_ids is None else len(domain_ids))
+        valid = torch.empty(-(-entries // CHECKED), dtype=torch.bool, device=inputs.temperature.device)
+        given = inputs.temperature, inputs.offset, inputs.weight, inputs.domain_mask
+        tables = (contiguous(table) for table in given)
         self.find_valid(*tables, sample_ids.long(), None if domain_ids is None else domain_ids.long(), limit, valid)
         return valid
 

@@ -17,9 +17,7 @@ class Rows(NamedTuple):
     z: Tensor  # (N, D)
     sample_ids: Tensor  # (N,) int64, negative for padding
     domain_ids: Tensor | None  # (N,) int64 in [0, K), in [K, 2 K) for candidates; None: all in domain 0
-    group_ids: (
-        Tensor | None
-    )  # (N,) int32, ascending with the sample ids: rows of one group are no negatives of each other
+    group_ids: Tensor | None  # (N,) int32, ascending with sample ids: rows of one group are no negatives of each other
 
 
 def all_rows(inputs: Inputs, ignore_domains: bool) -> Rows:
