@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 
-def _as_they_are(z: Tensor) -> Tensor:
+def as_they_are(z: Tensor) -> Tensor:
     return z
 
 
@@ -28,7 +28,7 @@ class Candidates:
     domain_ids: Tensor | None = None
     exclude_ids: Tensor | None = None
     requires_grad: bool = True
-    layout: Callable[[Tensor], Tensor] = _as_they_are
+    layout: Callable[[Tensor], Tensor] = as_they_are
 
     def rows(self, dtype: torch.dtype, device: str = "cpu") -> Tensor:
         return self.layout(self.embeddings.to(device, dtype))
@@ -49,7 +49,7 @@ class Case:
     domain_ids: Tensor | None = None
     options: dict = field(default_factory=dict)
     upstream: float | Tensor = 1.0
-    layout: Callable[[Tensor], Tensor] = _as_they_are
+    layout: Callable[[Tensor], Tensor] = as_they_are
     objective: str = "mp_nce"
     candidates: Candidates | None = None
 
@@ -82,7 +82,7 @@ def make_case(
     candidates: int | None = None,
     candidates_require_grad: bool = True,
     norms: tuple[float, float] = (0.5, 2.0),
-    layout: Callable[[Tensor], Tensor] = _as_they_are,
+    layout: Callable[[Tensor], Tensor] = as_they_are,
     upstream: float | Tensor = 1.0,
     **options,
 ) -> Case:

@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 import uniclip_kernels
+from tests.ranks import ranks
 
 DOCS = Path(__file__).parents[1] / "docs"
 SNIPPETS = re.findall(r"## ([^\n]+)\n\n```python\n(.*?)```", (DOCS / "losses.md").read_text(), re.DOTALL)
+OF_RANKS = re.findall(r"```python\n(.*?)```", (DOCS / "ranks.md").read_text(), re.DOTALL)
 
 
 @pytest.mark.parametrize("code", [code for _, code in SNIPPETS], ids=[title for title, _ in SNIPPETS])
@@ -23,3 +25,21 @@ def test_recipe(code):
     exec(code, vars(uniclip_kernels) | names)
     assert len(SNIPPETS) == 3
     assert model.weight.grad is not None or all(z.grad.count_nonzero() for z in rows.values())
+
+
+def _run_of_ranks() -> float:
+    rank = torch.distributed.get_rank()
+    image, text = (torch.randn(3, 4, requires_grad=True) for _ in range(2))
+    names = {"torch": torch, "rank": rank, "image": image, "text": text}
+    exec(OF_RANKS[0], vars(uniclip_kernels) | names)
+    assert image.grad.count_nonzero() > 0
+    model = nn.Linear(6, 4)
+    more = {"model": model, "images": torch.randn(20, 6), "labels": torch.arange(20) % 3}
+    exec(OF_RANKS[1], vars(uniclip_kernels) | names | more)
+    return model.weight.grad.abs().sum().item()
+
+
+def test_the_recipes_of_ranks():
+    assert len(OF_RANKS) == 2
+    with ranks(2) as run:
+        assert all(result > 0 for result in run(_run_of_ranks))

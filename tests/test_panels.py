@@ -41,7 +41,7 @@ def test_uniform_panels_are_balanced(tiles):
 def laid_out(sample_ids, domain_ids, k, mask, block, sizes) -> Layout:
     m = len(sample_ids)
     slots = padded_rows(m, k, block, sizes)
-    starts = starts_of(Rows(m, torch.empty(m, 1), sample_ids, domain_ids, None), k, sizes, slots, slots, block)
+    starts = starts_of(Rows([m], torch.empty(m, 1), sample_ids, domain_ids, None), k, sizes, [slots], block)
     return sort_rows(sample_ids, domain_ids, k, mask, block, slots, starts)
 
 
@@ -117,10 +117,10 @@ def test_sizes_that_are_no_more_are_an_error():
 
 
 def test_one_domain_needs_nothing_of_the_host():
-    rows = Rows(301, torch.empty(301, 1), torch.arange(301), torch.arange(301) // 300, None)
-    assert starts_of(rows, 1, [301], 384, 384, BLOCK) is None
-    assert starts_of(rows, 2, [301, 0], 384, 384, BLOCK) is None
-    assert starts_of(rows, 2, [300, 1], 512, 512, BLOCK).tolist() == [0, 384, 512]
+    rows = Rows([301], torch.empty(301, 1), torch.arange(301), torch.arange(301) // 300, None)
+    assert starts_of(rows, 1, [301], [384], BLOCK) is None
+    assert starts_of(rows, 2, [301, 0], [384], BLOCK) is None
+    assert starts_of(rows, 2, [300, 1], [512], BLOCK).tolist() == [0, 384, 512]
 
 
 def test_a_mask_first_seen_in_inference_mode_can_be_trained_with():

@@ -72,8 +72,8 @@ def _layout(sizes: tuple[int, int], k: int, samples: int):
     domain_ids = torch.randint(k, (n,), generator=rng) + k * (torch.arange(n) >= own)
     mask = (torch.rand(k, k, generator=rng) < 0.7).repeat(2, 2)
     own_slots, others = (padded_rows(size, k, 128) for size in sizes)
-    rows = Rows(own, torch.empty(n, 1), sample_ids, domain_ids, None)
-    starts = starts_of(rows, k, None, own_slots, own_slots + others, 128)
+    rows = Rows(sizes, torch.empty(n, 1), sample_ids, domain_ids, None)
+    starts = starts_of(rows, k, None, [own_slots, own_slots + others], 128)
     args = sample_ids, domain_ids, 2 * k, mask
     return interpreted().sort_rows(*args, own_slots + others, starts), sort_rows(*args, 128, own_slots + others, starts)
 

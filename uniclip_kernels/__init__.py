@@ -5,6 +5,7 @@ from . import _ops as _ops  # registers the operators
 from . import reference
 from ._backend import backends
 from ._version import __version__ as __version__
+from .caching import cached_backward
 from .functional import domain_similarity, mil_nce, mp_nce, siglip, stack_views, sup_con
 from .modules import MILNCELoss, MPNCELoss, SigLIPLoss, SupConLoss
 from .queue import RowQueue
@@ -16,6 +17,7 @@ __all__ = [
     "SigLIPLoss",
     "SupConLoss",
     "backends",
+    "cached_backward",
     "domain_similarity",
     "mil_nce",
     "mp_nce",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from . import _known, reference
 from ._backend import REFERENCE, choose, reads_on_host
 from ._checks import (
     check_anchor_weight,
+    check_choice,
     check_embeddings,
     check_flag,
     check_ids,
@@ -25,6 +28,12 @@ from ._checks import (
 from ._layout import FEW_DOMAINS
 from ._problem import Inputs, Options, SimilarityInputs, SimilarityOptions, accumulator_dtype
 from ._tables import full_table, num_domains_of, symmetric_table
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+COMMUNICATIONS = ("gather", "ring")
+GRADIENT_REDUCTIONS = ("mean", "sum")
 
 
 def contrastive(
@@ -43,11 +52,88 @@ def contrastive(
     candidate_sample_ids: Tensor | None,
     candidate_domain_ids: Tensor | None,
     candidate_exclude_ids: Tensor | None,
+    process_group: ProcessGroup | None,
+    communication: str,
+    gradient_reduction: str,
     reduction: str,
     normalize: bool,
     backend: str | None,
 ) -> Tensor:
     """Any of the objectives, by its name; see :func:`uniclip_kernels.mp_nce`."""
+    check_choice("communication", communication, COMMUNICATIONS)
+    check_choice("gradient_reduction", gradient_reduction, GRADIENT_REDUCTIONS)
+    call = dict(
+        embeddings=embeddings,
+        sample_ids=sample_ids,
+        domain_ids=domain_ids,
+        temperature=temperature,
+        offset=offset,
+        weight=weight,
+        domain_mask=domain_mask,
+        exclude_ids=exclude_ids,
+        anchor_weight=anchor_weight,
+        candidates=candidates,
+        candidate_sample_ids=candidate_sample_ids,
+        candidate_domain_ids=candidate_domain_ids,
+        candidate_exclude_ids=candidate_exclude_ids,
+        reduction=reduction,
+        normalize=normalize,
+        backend=backend,
+    )
+    if process_group is not None:
+        from ._ranks import Way, across_ranks
+
+        return across_ranks(objective, call, process_group, Way(communication, gradient_reduction))
+    inputs, options = prepare(objective, **call)
+    if options.backend == REFERENCE:
+        return _by_reference(inputs, options, anchor_weight, reduction)
+    differentiable = [t for t in (inputs.embeddings, candidates, inputs.temperature, inputs.offset) if t is not None]
+    check_reverse_mode(objective, *differentiable)
+    keep = torch.is_grad_enabled() and any(t.requires_grad for t in differentiable)
+    loss, counts, *_ = torch.ops.uniclip_kernels.contrastive_fwd(*inputs, keep, *options)
+    return reduced(loss, counts, anchor_weight, reduction)
+
+
+def reduced(
+    loss: Tensor,
+    counts: Tensor,
+    anchor_weight: Tensor | None,
+    reduction: str,
+    total: Callable[[Tensor], Tensor] = lambda x: x,
+) -> Tensor:
+    """From the loss of each row and whether it counts; ``total`` adds up over ranks."""
+    if anchor_weight is None:
+        whole = total(counts.sum().to(loss.dtype)).clamp(min=1)
+    else:
+        alpha = torch.where(counts, anchor_weight.to(loss.dtype), 0)
+        loss, whole = loss * alpha, total(alpha.sum())
+        whole = torch.where(whole > 0, whole, torch.inf)
+    if reduction == "none":
+        return loss
+    return total(loss.sum()) / whole if reduction == "mean" else total(loss.sum())
+
+
+def prepare(
+    objective: str,
+    *,
+    embeddings: Tensor,
+    sample_ids: Tensor,
+    domain_ids: Tensor | None,
+    temperature: float | Tensor,
+    offset: float | Tensor,
+    weight: float | Tensor,
+    domain_mask: Tensor | None,
+    exclude_ids: Tensor | None,
+    anchor_weight: Tensor | None,
+    candidates: Tensor | None,
+    candidate_sample_ids: Tensor | None,
+    candidate_domain_ids: Tensor | None,
+    candidate_exclude_ids: Tensor | None,
+    reduction: str,
+    normalize: bool,
+    backend: str | None,
+) -> tuple[Inputs, Options]:
+    """What the operators take, after checks of all that the host knows."""
     check_embeddings("embeddings", embeddings)
     check_ids("embeddings", embeddings, sample_ids=sample_ids)
     check_ids("embeddings", embeddings, optional=True, domain_ids=domain_ids, exclude_ids=exclude_ids)
@@ -85,22 +171,7 @@ def contrastive(
     inputs = Inputs(embeddings, *ids, candidates, *of_candidates.values(), tau, b, w.detach(), domain_mask)
     sizes = None if ignore_domains or on_host else _sizes(embeddings, domain_ids, k)
     options = Options(objective, normalize, ignore_domains, sizes, allowed, chosen, identity)
-    if chosen == REFERENCE:
-        return _by_reference(inputs, options, anchor_weight, reduction)
-
-    differentiable = [t for t in (embeddings, candidates, tau, b) if t is not None]
-    check_reverse_mode(objective, *differentiable)
-    keep = torch.is_grad_enabled() and any(t.requires_grad for t in differentiable)
-    loss, counts, *_ = torch.ops.uniclip_kernels.contrastive_fwd(*inputs, keep, *options)
-    if anchor_weight is None:
-        whole = counts.sum().clamp(min=1)
-    else:
-        alpha = torch.where(counts, anchor_weight.to(loss.dtype), 0)
-        loss, whole = loss * alpha, alpha.sum()
-        whole = torch.where(whole > 0, whole, torch.inf)
-    if reduction == "none":
-        return loss
-    return loss.sum() / whole if reduction == "mean" else loss.sum()
+    return inputs, options
 
 
 def _by_reference(inputs: Inputs, options: Options, anchor_weight: Tensor | None, reduction: str) -> Tensor:

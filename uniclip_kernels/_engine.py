@@ -7,7 +7,9 @@ forward and backward a few numbers a row are saved, and as many dot products as 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import bisect
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,10 +34,24 @@ from ._layout import (
     uniform_panels,
 )
 from ._objectives import OBJECTIVES
-from ._problem import Groups, Inputs, Negatives, Options, Problem, Statistics, Tables, accumulator_dtype
-from ._rows import Rows, all_rows, is_grouped, tables_of
+from ._problem import (
+    Groups,
+    Inputs,
+    Negatives,
+    Objective,
+    Options,
+    Problem,
+    Statistics,
+    Tables,
+    Terms,
+    accumulator_dtype,
+)
+from ._rows import Rows, is_grouped, joined, sets_of, tables_of
 from ._scaling import gain_of, is_narrow, table_gradients
 from ._tables import mirrored
+
+#: Own rows with each other and with candidates, if there are any: pairs of sets.
+WITH_CANDIDATES = frozenset({(0, 0), (0, 1)})
 
 
 class Saved(NamedTuple):
@@ -63,15 +79,14 @@ class Gradients(NamedTuple):
 def empty_saved(backend: Backend, inputs: Inputs, sizes: Sequence[int] | None, keep: bool) -> Saved:
     """Room for what is saved; sizes may be symbolic."""
     z, accumulator = inputs.embeddings, accumulator_dtype(inputs.embeddings.dtype)
-    k, (_, slots) = inputs.temperature.shape[0], _slots_of(backend, inputs, sizes)
-    m, domains = z.shape[0], k
-    if inputs.candidates is not None:
-        m, domains = m + inputs.candidates.shape[0], 2 * k
+    k, sets = inputs.temperature.shape[0], sets_of(inputs)
+    counts = [s.z.shape[0] for s in sets]
+    *_, slots = _edges(backend, counts, k, sizes)
     return Saved(
         tables=z.new_empty(2, k, k, dtype=accumulator),
         dots=z.new_empty(_kept_elements(backend, k, slots, accumulator, keep), dtype=accumulator),
         statistics=Statistics(*(z.new_empty(slots, dtype=t) for t in (*(accumulator,) * 3, torch.int32))),
-        layout=empty_layout(m, domains, slots, backend.block, z, grouped=is_grouped(inputs)),
+        layout=empty_layout(sum(counts), len(sets) * k, slots, backend.block, z, grouped=is_grouped(sets)),
     )
 
 
@@ -80,29 +95,18 @@ def forward(backend: Backend, inputs: Inputs, options: Options, keep: bool) -> F
     objective, k = OBJECTIVES[options.objective], inputs.temperature.shape[0]
     symmetric = mirrored(inputs.temperature, inputs.offset)
     backend.check_values(inputs._replace(temperature=symmetric[0], offset=symmetric[1]), options)
-    rows = all_rows(inputs, options.ignore_domains)
-    own_slots, slots = _slots_of(backend, inputs, options.domain_sizes)
+    rows = joined(sets_of(inputs), k, options.ignore_domains)
+    *_, slots = _edges(backend, rows.counts, k, options.domain_sizes)
+    tables = Tables(*symmetric, inputs.weight, inputs.domain_mask)
     dots = symmetric.new_zeros(_kept_elements(backend, k, slots, symmetric.dtype, keep))  # not all of it is written
     if domains_apart(rows.own, k, backend.block):
-        tables = tables_of(symmetric, inputs)
-        starts = starts_of(rows, k, options.domain_sizes, own_slots, slots, backend.block)
-        ids = rows.sample_ids, rows.domain_ids
-        layout = backend.sort_rows(*ids, len(tables.temperature), tables.domain_mask, slots, starts)
-        if rows.group_ids is not None:
-            layout = layout._replace(groups=F.pad(rows.group_ids, (0, 1), value=-1)[layout.order])  # -1 is the last one
-        problem = _problem(backend, inputs, rows, tables, layout, options)
-        strips = list(_strips(backend, problem, dots))
-        softmax = objective.negatives == "softmax"
-        running = torch.full_like(problem.inv_norm, -torch.inf), torch.zeros_like(problem.inv_norm)
-        negatives = Negatives(running[0], running[0].new_empty(0)) if softmax else Negatives(running[1], running[0])
-        for strip in strips:
-            backend.negatives_forward(problem, strip, negatives)
-        base = negatives.total if softmax else torch.zeros_like(negatives.total)
-        positives = backend.positives_forward(problem, strips, base)
+        problem = make_problem(backend, rows, tables, options, WITH_CANDIDATES)
+        todo, layout = list(strips(backend, problem, dots)), problem.layout
+        negatives = sum_negatives(backend, problem, todo)
+        positives = backend.positives_forward(problem, todo, base_of(objective, negatives))
         loss, statistics = _objectives.of_rows(objective, negatives, positives)
         slot = layout.slot[: rows.own]
     else:
-        tables = Tables(*symmetric, inputs.weight, inputs.domain_mask)
         loss, statistics = _many_domains.forward(objective, rows, tables, options.normalize, slots)
         layout = empty_saved(backend, inputs, options.domain_sizes, keep).layout
         layout = Layout(*(t.zero_() for t in layout))
@@ -122,7 +126,8 @@ def backward(
 ) -> Gradients:
     """From the gradient of each row's loss, (M,), those of the inputs: None unless needed, of tables the upper triangles."""
     objective, k = OBJECTIVES[options.objective], inputs.temperature.shape[0]
-    rows = all_rows(inputs, options.ignore_domains)
+    rows = joined(sets_of(inputs), k, options.ignore_domains)
+    tables = Tables(*saved.tables, inputs.weight, inputs.domain_mask)
     apart = domains_apart(rows.own, k, backend.block)
     # H is kept near 1 whatever the gradient's size, for the sake of 16-bit workspaces; `factor` comes in at the end.
     factor = grad.abs().amax() if rows.own else grad.new_zeros(())
@@ -134,7 +139,6 @@ def backward(
     terms = _objectives.terms(objective, saved.statistics, upstream)
 
     if not apart:
-        tables = Tables(*saved.tables, inputs.weight, inputs.domain_mask)
         grad_z, sums = _many_domains.backward(
             objective, rows, tables, terms, options.normalize, need_embeddings, need_candidates
         )
@@ -143,56 +147,115 @@ def backward(
             part = grad_z[: rows.own] if own else grad_z[rows.own :]
             return (part * factor).to(z.dtype)
     else:
-        tables = tables_of(saved.tables, inputs)
-        problem = _problem(backend, inputs, rows, tables, saved.layout, options)
-        if is_narrow(problem.rows) and len(problem.rows):
-            gain = gain_of(_objectives.largest(objective, terms, tables.weight), tables.temperature)
-            terms, factor = terms.scaled(gain), factor / gain
+        problem = make_problem(backend, rows, tables, options, WITH_CANDIDATES, saved.layout)
+        terms, factor = narrowed(problem, terms, factor)
         wanted = len(problem.rows) if need_candidates else problem.own_slots if need_embeddings else 0
         grad_rows = torch.zeros_like(problem.rows[:wanted], dtype=upstream.dtype)
-        packed = backend.pack_rows(problem.rows) if wanted else None
-        sums = torch.zeros(2, *tables.temperature.shape, 2, dtype=torch.float64, device=grad.device)
-        work = backend.workspace(problem.rows, min(backend.panel_rows(problem.rows), len(problem.rows)))
-        for strip in _strips(backend, problem, saved.dots):
-            h, h_transposed = backend.similarity_grad(problem, strip, terms, sums, work)
-            _multiply(backend, grad_rows, packed, strip.rectangle, h, h_transposed)
-        del packed, work
-        if inputs.candidates is not None:
-            sums = _folded(sums, k)
+        sums = add_gradient(backend, problem, strips(backend, problem, saved.dots), terms, grad_rows)
+        if len(rows.counts) > 1:
+            sums = folded(sums, k, dict.fromkeys(problem.met, 1.0))
 
         def grad_of(own: bool, z: Tensor) -> Tensor:
             slot = saved.layout.slot[: rows.own] if own else saved.layout.slot[rows.own :]
             return backend.scatter_rows(grad_rows, z, slot, problem.inv_norm, factor, options.normalize)
 
-    h, h_s = _balanced(sums) if objective.negatives == "softmax" else sums.sum(0).unbind(-1)
     return Gradients(
         grad_of(True, inputs.embeddings) if need_embeddings else None,
         grad_of(False, inputs.candidates) if need_candidates else None,
-        *table_gradients(h, h_s, factor, saved.tables[0]),
+        *gradients_of_tables(objective, sums, factor, saved.tables[0]),
     )
 
 
-def _problem(backend: Backend, inputs: Inputs, rows: Rows, tables: Tables, layout: Layout, options: Options) -> Problem:
-    own_slots, _ = _slots_of(backend, inputs, options.domain_sizes)
+def make_problem(
+    backend: Backend,
+    rows: Rows,
+    tables: Tables,
+    options: Options,
+    met: Collection[tuple[int, int]],
+    layout: Layout | None = None,
+    roomy: bool = False,
+) -> Problem:
+    """Of the pairs of sets that are ``met``; ``tables`` are (K, K). ``roomy``: domains get tiles of their own in any case."""
+    k, num_sets, sizes = len(tables.temperature), len(rows.counts), options.domain_sizes
+    edges, mask = _edges(backend, rows.counts, k, sizes, roomy), tables.domain_mask
+    if (0, 0) not in met:  # kernels of positives look for them among all rows
+        compared = torch.ones(num_sets, num_sets, dtype=torch.bool, device=rows.z.device)
+        compared[0, 0] = False
+        mask = torch.kron(compared, torch.ones_like(tables.temperature, dtype=torch.bool) if mask is None else mask)
+    elif mask is not None:
+        mask = mask.repeat(num_sets, num_sets)
+    tables = tables_of(tables._replace(domain_mask=None), num_sets)._replace(domain_mask=mask)
+    if layout is None:
+        starts = starts_of(rows, k, sizes, edges, backend.block)
+        ids = rows.sample_ids, rows.domain_ids
+        layout = backend.sort_rows(*ids, num_sets * k, mask, edges[-1], starts)
+        if rows.group_ids is not None:
+            layout = layout._replace(groups=F.pad(rows.group_ids, (0, 1), value=-1)[layout.order])  # -1 is the last one
     same = Groups(layout.ids, layout.tiles)
-    excluded = same if not is_grouped(inputs) else Groups(layout.groups, layout.group_tiles(backend.block))
+    excluded = same if rows.group_ids is None else Groups(layout.groups, layout.group_tiles(backend.block))
     allowed = options.allowed_pairs
-    if backend.known_on_host and tables.domain_mask is not None:
-        allowed = tables.domain_mask.flatten().tolist()
-    elif allowed is not None and inputs.candidates is not None:
-        k = inputs.temperature.shape[0]
-        allowed = torch.tensor(allowed).view(k, k).repeat(2, 2).flatten().tolist()
+    if backend.known_on_host and mask is not None:
+        allowed = mask.flatten().tolist()
+    elif allowed is not None and num_sets > 1:
+        allowed = torch.tensor(allowed).view(k, k).repeat(num_sets, num_sets).flatten().tolist()
     unit, inv_norm = backend.gather_rows(rows.z, layout.order, options.normalize)
-    sizes = options.domain_sizes
-    return Problem(
-        OBJECTIVES[options.objective], unit, inv_norm, layout, own_slots, excluded, same, tables, sizes, allowed
-    )
+    objective = OBJECTIVES[options.objective]
+    return Problem(objective, unit, inv_norm, layout, edges, met, excluded, same, tables, sizes, allowed)
 
 
-def _folded(sums: Tensor, k: int) -> Tensor:
-    """Sums of the pairs of domains of own rows and candidates (2, 2 K, 2 K, 2) as those of pairs of domains (2, K, K, 2)."""
-    own, mixed = sums[:, :k, :k], sums[:, :k, k:].permute(0, 3, 1, 2)
-    return own + (mixed.triu() + mixed.tril(-1).mT).permute(0, 2, 3, 1)
+def sum_negatives(backend: Backend, problem: Problem, todo: Sequence[Strip]) -> Negatives:
+    """Of each slot."""
+    lowest, zero = torch.full_like(problem.inv_norm, -torch.inf), torch.zeros_like(problem.inv_norm)
+    softmax = problem.objective.negatives == "softmax"
+    negatives = Negatives(lowest, lowest.new_empty(0)) if softmax else Negatives(zero, lowest)
+    for strip in todo:
+        backend.negatives_forward(problem, strip, negatives)
+    return negatives
+
+
+def base_of(objective: Objective, negatives: Negatives) -> Tensor:
+    """What positives of kind "sigmoid" are compared with."""
+    return negatives.total if objective.negatives == "softmax" else torch.zeros_like(negatives.total)
+
+
+def narrowed(problem: Problem, terms: Terms, factor: Tensor) -> tuple[Terms, Tensor]:
+    """Terms whose H fits the dtype of the rows, and what its products are to be multiplied by."""
+    if not is_narrow(problem.rows) or len(problem.rows) == 0:
+        return terms, factor
+    bound = _objectives.largest(problem.objective, terms, problem.tables.weight)
+    gain = gain_of(bound, problem.tables.temperature)
+    return terms.scaled(gain), factor / gain
+
+
+def add_gradient(backend: Backend, problem: Problem, todo: Iterable[Strip], terms: Terms, grad_rows: Tensor) -> Tensor:
+    """Adds H / τ times the rows to ``grad_rows``, the first slots; returns the sums of ``Backend.similarity_grad``."""
+    packed = backend.pack_rows(problem.rows) if len(grad_rows) else None
+    sums = torch.zeros(2, *problem.tables.temperature.shape, 2, dtype=torch.float64, device=grad_rows.device)
+    work = backend.workspace(problem.rows, min(backend.panel_rows(problem.rows), len(problem.rows)))
+    for strip in todo:
+        h, h_transposed = backend.similarity_grad(problem, strip, terms, sums, work)
+        _multiply(backend, grad_rows, packed, strip.rectangle, h, h_transposed)
+    return sums
+
+
+def folded(sums: Tensor, k: int, shares: Mapping[tuple[int, int], float]) -> Tensor:
+    """Sums over pairs of domains (2, S K, S K, 2) as (2, K, K, 2), where pairs of sets count for their share."""
+    total = torch.zeros_like(sums[:, :k, :k])
+    for (a, b), share in shares.items():
+        part = sums[:, a * k : (a + 1) * k, b * k : (b + 1) * k]
+        if a < b:  # its domains come in either order
+            part = part.permute(0, 3, 1, 2)
+            part = (part.triu() + part.tril(-1).mT).permute(0, 2, 3, 1)
+        total += share * part
+    return total
+
+
+def gradients_of_tables(
+    objective: Objective, sums: Tensor, factor: Tensor, temperature: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Upper triangles, of temperature and of offset; ``sums`` is used up."""
+    h, h_s = _balanced(sums) if objective.negatives == "softmax" else sums.sum(0).unbind(-1)
+    return table_gradients(h, h_s, factor, temperature)
 
 
 def _balanced(sums: Tensor) -> tuple[Tensor, Tensor]:
@@ -208,13 +271,17 @@ def _balanced(sums: Tensor) -> tuple[Tensor, Tensor]:
     return h, h_s
 
 
-def _slots_of(backend: Backend, inputs: Inputs, sizes: Sequence[int] | None) -> tuple[int, int]:
-    """Slots of own rows, and of all."""
-    k = inputs.temperature.shape[0]
-    own = padded_rows(inputs.embeddings.shape[0], k, backend.block, sizes)
-    if inputs.candidates is None:
-        return own, own
-    return own, own + roomy_rows(inputs.candidates.shape[0], k, backend.block)
+def _edges(
+    backend: Backend, counts: Sequence[int], num_domains: int, sizes: Sequence[int] | None, roomy: bool = False
+) -> list[int]:
+    """Where the slots of each set of rows end; ``sizes`` are those of own rows, which are apart unless it is ``roomy``."""
+    own, *others = counts
+    slots = [roomy_rows(n, num_domains, backend.block) for n in others]
+    if roomy and sizes is None:
+        slots.insert(0, roomy_rows(own, num_domains, backend.block))
+    else:
+        slots.insert(0, padded_rows(own, num_domains, backend.block, sizes))
+    return list(itertools.accumulate(slots))
 
 
 def _kept_elements(backend: Backend, num_domains: int, slots: int, dtype: torch.dtype, keep: bool) -> int:
@@ -224,13 +291,15 @@ def _kept_elements(backend: Backend, num_domains: int, slots: int, dtype: torch.
     return torch.sym_min(backend.kept_bytes // dtype.itemsize, slots * slots)
 
 
-def _strips(backend: Backend, problem: Problem, dots: Tensor) -> Iterator[Strip]:
-    """Every rectangle but those of candidates alone, with its part of ``dots`` as long as that lasts."""
-    block, used = backend.block, 0
-    panels = _panels(backend, problem)
+def strips(
+    backend: Backend, problem: Problem, dots: Tensor, met: Collection[tuple[int, int]] | None = None
+) -> Iterator[Strip]:
+    """The rectangles of the pairs of sets that are met, all or some, with their parts of ``dots`` as long as that lasts."""
+    block, used, panels = backend.block, 0, _panels(backend, problem)
+    met = problem.met if met is None else met
     for rectangle in rectangles(panels, len(problem.tables.temperature), problem.allowed_pairs):
         i0, i1, j0, j1 = rectangle
-        if i0 >= problem.own_slots:
+        if (bisect.bisect_right(problem.edges, i0), bisect.bisect_right(problem.edges, j0)) not in met:
             continue
         rows, cols = (-(-length // block) * block for length in (i1 - i0, j1 - j0))
         part = dots[used : used + rows * cols]
@@ -244,10 +313,11 @@ def _panels(backend: Backend, problem: Problem) -> list[Panel]:
     side, sizes, allowed = backend.panel_rows(problem.rows), problem.domain_sizes, problem.allowed_pairs
     if backend.known_on_host:
         return panels_of_tiles(problem.layout.tiles, backend.block, side)
-    candidates = uniform_panels(problem.own_slots, len(problem.rows), backend.block, side)
+    own, *others = itertools.pairwise([0, *problem.edges])
+    others = [panel for edge in others for panel in uniform_panels(*edge, backend.block, side)]
     if sizes is not None and allowed is not None and not all(allowed):
-        return panels_of_sizes(sizes, backend.block, side) + candidates
-    return uniform_panels(0, problem.own_slots, backend.block, side) + candidates
+        return panels_of_sizes(sizes, backend.block, side) + others
+    return uniform_panels(*own, backend.block, side) + others
 
 
 def _multiply(

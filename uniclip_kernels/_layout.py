@@ -83,31 +83,31 @@ def padded_rows(m: int, num_domains: int, block: int, sizes: Sequence[int] | Non
 
 
 def roomy_rows(m: int, num_domains: int, block: int) -> int:
-    """Slots enough for any split of m rows over the domains, however few these rows are."""
+    """Slots enough for any split of m rows over the domains, whether these are apart or not."""
     return (
         m // block + (max(num_domains, 2) if num_domains <= FEW_DOMAINS else torch.sym_min(num_domains, m + 2))
     ) * block
 
 
 def starts_of(
-    rows: Rows, num_domains: int, sizes: Sequence[int] | None, own_slots: int, slots: int, block: int
+    rows: Rows, num_domains: int, sizes: Sequence[int] | None, edges: Sequence[int], block: int
 ) -> Tensor | None:
     """First slot of each domain, and the number of slots, int64; None where these follow from the rows alone.
 
-    ``num_domains`` and the sizes are those of own rows; the domains of candidates start behind all their slots.
+    ``num_domains`` and the sizes are those of own rows; the domains of set s start behind the slots of set s - 1, which end at
+    ``edges[s - 1]``.
     """
-    device = rows.z.device
+    device, num_sets = rows.z.device, len(edges)
     known = _starts(tuple(sizes), block, device) if sizes is not None and any(sizes[1:]) else None
-    if rows.own == rows.z.shape[0]:
+    if num_sets == 1:
         return known
-    domains = rows.domain_ids.masked_fill(rows.sample_ids < 0, 2 * num_domains).sort().values
-    filled = torch.searchsorted(domains, torch.arange(2 * num_domains + 1, device=device)).diff()
-    whole = (filled + block - 1) // block * block
-    before = (whole.view(2, num_domains).cumsum(1) - whole.view(2, num_domains)).add_(
-        whole.new_tensor([[0], [own_slots]])
-    )
-    own = before[0] if known is None else known[:-1]
-    return torch.cat([own, before[1], whole.new_full((1,), slots)])
+    domains = rows.domain_ids.masked_fill(rows.sample_ids < 0, num_sets * num_domains).sort().values
+    filled = torch.searchsorted(domains, torch.arange(num_sets * num_domains + 1, device=device)).diff()
+    whole = ((filled + block - 1) // block * block).view(num_sets, num_domains)
+    before = whole.cumsum(1) - whole + whole.new_tensor([0, *edges[:-1]])[:, None]
+    if known is not None:
+        before[0] = known[:-1]
+    return torch.cat([before.flatten(), before.new_full((1,), edges[-1])])
 
 
 @functools.cache  # made once, since it is copied from the host; never dropped, since CUDA graphs may read it

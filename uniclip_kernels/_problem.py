@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -55,7 +55,7 @@ class SimilarityOptions(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """(K, K) each, by pairs of domains; (2 K, 2 K) where there are candidates, whose domains come behind those of own rows."""
+    """(K, K) each, by pairs of domains; (S K, S K) for S sets of rows, each of which has domains of its own."""
 
     temperature: Tensor  # in the accumulator dtype, symmetric
     offset: Tensor  # likewise
@@ -130,12 +130,17 @@ class Problem(NamedTuple):
     rows: Tensor  # (R, padded D): unit rows in the dtype of the products, own ones before candidates
     inv_norm: Tensor  # (R,): 1 / max(norm, 1e-12) of each
     layout: Layout
-    own_slots: int  # slots of own rows, which alone are anchors
+    edges: Sequence[int]  # where the slots of each set of rows end; own rows come first, and they alone are anchors
+    met: Collection[tuple[int, int]]  # which sets, the former before the latter, are compared
     excluded: Groups  # rows of one group are no negatives of each other
     same: Groups  # rows of one group are positives of each other
     tables: Tables
     domain_sizes: Sequence[int] | None  # as in Options
     allowed_pairs: Sequence[bool] | None  # of the tables' mask, if the host knows
+
+    @property
+    def own_slots(self) -> int:
+        return self.edges[0]
 
 
 def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -1,7 +1,8 @@
-"""Own rows and candidates as one set of rows, with the ids that tell which of them are compared."""
+"""Sets of rows as one: own rows, which are anchors, and those that they are compared with, such as candidates."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,53 +11,73 @@ from torch import Tensor
 from ._problem import Inputs, Tables
 
 
-class Rows(NamedTuple):
-    """N = M + Q rows, candidates behind own ones."""
+class RowSet(NamedTuple):
+    """N rows, with ids as the user gives them."""
 
-    own: int  # M
+    z: Tensor  # (N, D)
+    sample_ids: Tensor
+    domain_ids: Tensor | None
+    exclude_ids: Tensor | None
+
+
+class Rows(NamedTuple):
+    """N rows of one or more sets, one set behind the other; the first one is that of own rows."""
+
+    counts: Sequence[int]  # rows of each set
     z: Tensor  # (N, D)
     sample_ids: Tensor  # (N,) int64, negative for padding
-    domain_ids: Tensor | None  # (N,) int64 in [0, K), in [K, 2 K) for candidates; None: all in domain 0
+    domain_ids: Tensor | None  # (N,) int64, in [s K, (s + 1) K) for set s; None: all in domain 0 of one set
     group_ids: Tensor | None  # (N,) int32, ascending with sample ids: rows of one group are no negatives of each other
 
+    @property
+    def own(self) -> int:
+        return self.counts[0]
 
-def all_rows(inputs: Inputs, ignore_domains: bool) -> Rows:
-    z, samples, k = inputs.embeddings, inputs.sample_ids.long(), inputs.temperature.shape[0]
-    m = z.shape[0]
-    domains = None if ignore_domains else inputs.domain_ids
-    if domains is not None:
-        domains = _in_range(domains, k)
-    excluded = inputs.exclude_ids
-    if inputs.candidates is not None:
-        samples = torch.cat([samples, inputs.candidate_sample_ids.long()])
-        of_candidates = None if ignore_domains else inputs.candidate_domain_ids
-        q = inputs.candidates.shape[0]
-        domains = torch.cat(
+
+def sets_of(inputs: Inputs) -> list[RowSet]:
+    own = RowSet(inputs.embeddings, inputs.sample_ids, inputs.domain_ids, inputs.exclude_ids)
+    if inputs.candidates is None:
+        return [own]
+    ids = inputs.candidate_sample_ids, inputs.candidate_domain_ids, inputs.candidate_exclude_ids
+    return [own, RowSet(inputs.candidates, *ids)]
+
+
+def joined(sets: Sequence[RowSet], num_domains: int, ignore_domains: bool) -> Rows:
+    counts = [s.z.shape[0] for s in sets]
+    samples = _cat([s.sample_ids.long() for s in sets])
+    domains = None
+    if len(sets) > 1 or not (ignore_domains or sets[0].domain_ids is None):
+        domains = _cat(
             [
-                samples.new_zeros(m) if domains is None else domains,
-                samples.new_full((q,), k) if of_candidates is None else _in_range(of_candidates, k) + k,
+                s.sample_ids.new_full((n,), at * num_domains, dtype=torch.int64)
+                if ignore_domains or s.domain_ids is None
+                else _in_range(s.domain_ids, num_domains) + at * num_domains
+                for at, (n, s) in enumerate(zip(counts, sets, strict=True))
             ]
         )
-        if is_grouped(inputs):
-            both = (excluded, m), (inputs.candidate_exclude_ids, q)
-            excluded = torch.cat([samples.new_full((n,), -1) if e is None else e.long() for e, n in both])
-        z = torch.cat([z, inputs.candidates])
     groups = None
-    if excluded is not None:
-        samples, groups = _numbered_by_group(samples, excluded.long())
-    return Rows(m, z, samples, domains, groups)
+    if is_grouped(sets):
+        excluded = (
+            torch.full_like(s.sample_ids, -1, dtype=torch.int64) if s.exclude_ids is None else s.exclude_ids.long()
+            for s in sets
+        )
+        samples, groups = _numbered_by_group(samples, _cat(list(excluded)))
+    return Rows(counts, _cat([s.z for s in sets]), samples, domains, groups)
 
 
-def is_grouped(inputs: Inputs) -> bool:
-    return inputs.exclude_ids is not None or inputs.candidate_exclude_ids is not None
+def is_grouped(sets: Sequence[RowSet]) -> bool:
+    return any(s.exclude_ids is not None for s in sets)
 
 
-def tables_of(symmetric: Tensor, inputs: Inputs) -> Tables:
-    """The tables by pairs of domains; with candidates, (2 K, 2 K) ones in which own rows and candidates have the same entries."""
-    tables = Tables(*symmetric, inputs.weight, inputs.domain_mask)
-    if inputs.candidates is None:
+def tables_of(tables: Tables, num_sets: int) -> Tables:
+    """(S K, S K) tables in which all sets of rows have the same entries."""
+    if num_sets == 1:
         return tables
-    return Tables(*(None if t is None else t.repeat(2, 2) for t in tables))
+    return Tables(*(None if t is None else t.repeat(num_sets, num_sets) for t in tables))
+
+
+def _cat(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _in_range(domains: Tensor, num_domains: int) -> Tensor:

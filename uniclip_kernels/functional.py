@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,6 +11,9 @@ from torch import Tensor
 from . import _known
 from ._checks import check_embeddings, is_integer
 from ._contrastive import contrastive, similarity
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def mp_nce(
@@ -27,6 +31,9 @@ def mp_nce(
     candidate_sample_ids: Tensor | None = None,
     candidate_domain_ids: Tensor | None = None,
     candidate_exclude_ids: Tensor | None = None,
+    process_group: ProcessGroup | None = None,
+    communication: str = "gather",
+    gradient_reduction: str = "mean",
     reduction: str = "mean",
     normalize: bool = True,
     backend: str | None = None,
@@ -58,6 +65,12 @@ def mp_nce(
             positives.
         candidate_sample_ids: (Q,) integer, needed with ``candidates``.
         candidate_domain_ids, candidate_exclude_ids: (Q,), as for rows.
+        process_group: ranks whose rows are one batch, each with rows and candidates of its own, and sample ids that mean the same
+            on all. The loss is that of all rows, the same on every rank ("none": of the own rows); gradients are complete.
+        communication: "gather" sends every rank's rows to all; "ring" passes them by, in memory that does not grow with the
+            number of ranks.
+        gradient_reduction: "mean" if gradients of parameters are then averaged over ranks (DistributedDataParallel, FSDP),
+            "sum" if they are added: either way parameters end with the gradient of one process with all rows.
         reduction: "mean" over the anchors that have a positive, weighted by ``anchor_weight``, "sum", or "none": (M,) with 0
             where there is no positive.
         normalize: divide each row by max(norm, 1e-12) first; False takes the rows as they are.
@@ -88,6 +101,9 @@ def mp_nce(
         candidate_sample_ids=candidate_sample_ids,
         candidate_domain_ids=candidate_domain_ids,
         candidate_exclude_ids=candidate_exclude_ids,
+        process_group=process_group,
+        communication=communication,
+        gradient_reduction=gradient_reduction,
         reduction=reduction,
         normalize=normalize,
         backend=backend,
@@ -109,6 +125,9 @@ def sup_con(
     candidate_sample_ids: Tensor | None = None,
     candidate_domain_ids: Tensor | None = None,
     candidate_exclude_ids: Tensor | None = None,
+    process_group: ProcessGroup | None = None,
+    communication: str = "gather",
+    gradient_reduction: str = "mean",
     reduction: str = "mean",
     normalize: bool = True,
     backend: str | None = None,
@@ -133,6 +152,9 @@ def sup_con(
         candidate_sample_ids=candidate_sample_ids,
         candidate_domain_ids=candidate_domain_ids,
         candidate_exclude_ids=candidate_exclude_ids,
+        process_group=process_group,
+        communication=communication,
+        gradient_reduction=gradient_reduction,
         reduction=reduction,
         normalize=normalize,
         backend=backend,
@@ -153,6 +175,9 @@ def mil_nce(
     candidate_sample_ids: Tensor | None = None,
     candidate_domain_ids: Tensor | None = None,
     candidate_exclude_ids: Tensor | None = None,
+    process_group: ProcessGroup | None = None,
+    communication: str = "gather",
+    gradient_reduction: str = "mean",
     reduction: str = "mean",
     normalize: bool = True,
     backend: str | None = None,
@@ -177,6 +202,9 @@ def mil_nce(
         candidate_sample_ids=candidate_sample_ids,
         candidate_domain_ids=candidate_domain_ids,
         candidate_exclude_ids=candidate_exclude_ids,
+        process_group=process_group,
+        communication=communication,
+        gradient_reduction=gradient_reduction,
         reduction=reduction,
         normalize=normalize,
         backend=backend,
@@ -198,6 +226,9 @@ def siglip(
     candidate_sample_ids: Tensor | None = None,
     candidate_domain_ids: Tensor | None = None,
     candidate_exclude_ids: Tensor | None = None,
+    process_group: ProcessGroup | None = None,
+    communication: str = "gather",
+    gradient_reduction: str = "mean",
     reduction: str = "mean",
     normalize: bool = True,
     backend: str | None = None,
@@ -224,6 +255,9 @@ def siglip(
         candidate_sample_ids=candidate_sample_ids,
         candidate_domain_ids=candidate_domain_ids,
         candidate_exclude_ids=candidate_exclude_ids,
+        process_group=process_group,
+        communication=communication,
+        gradient_reduction=gradient_reduction,
         reduction=reduction,
         normalize=normalize,
         backend=backend,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from . import _known
 from ._backend import check_backend
 from ._checks import (
+    check_choice,
     check_flag,
     check_number,
     check_reduction,
@@ -21,8 +22,11 @@ from ._checks import (
     is_integer,
     is_number,
 )
-from ._contrastive import contrastive
+from ._contrastive import COMMUNICATIONS, GRADIENT_REDUCTIONS, contrastive
 from ._tables import flat_of, mirrored, symmetric_of
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class _Loss(nn.Module):
@@ -40,6 +44,7 @@ class _Loss(nn.Module):
         learnable: True makes ``log_temperature`` and ``offset`` Parameters, False makes them buffers.
         min_temperature: a learnable temperature never goes below this in use. 0.01 is CLIP's logit scale of 100.
         normalize: divide each row by max(norm, 1e-12) first.
+        process_group, communication, gradient_reduction: of rows that are spread over ranks, as in :func:`mp_nce`.
         reduction: "mean" over anchors that have a positive, "sum" or "none".
         backend: name of a backend, or None for the best one usable.
 
@@ -69,6 +74,9 @@ class _Loss(nn.Module):
         learnable: bool = True,
         min_temperature: float = 0.01,
         normalize: bool = True,
+        process_group: ProcessGroup | None = None,
+        communication: str = "gather",
+        gradient_reduction: str = "mean",
         reduction: str = "mean",
         backend: str | None = None,
     ) -> None:
@@ -83,6 +91,8 @@ class _Loss(nn.Module):
         min_temperature = float(min_temperature)
         check_flag("learnable", learnable)
         check_flag("normalize", normalize)
+        check_choice("communication", communication, COMMUNICATIONS)
+        check_choice("gradient_reduction", gradient_reduction, GRADIENT_REDUCTIONS)
         check_reduction(reduction)
         check_backend(backend)
         tables = {"temperature": temperature, "offset": offset, "weight": weight}
@@ -99,6 +109,11 @@ class _Loss(nn.Module):
         self.learnable = learnable
         self.min_temperature = min_temperature
         self.normalize = normalize
+        self.process_group, self.communication, self.gradient_reduction = (
+            process_group,
+            communication,
+            gradient_reduction,
+        )
         self.reduction = reduction
         self.backend = backend
         self._warned = False
@@ -153,6 +168,9 @@ class _Loss(nn.Module):
             candidate_sample_ids=candidate_sample_ids,
             candidate_domain_ids=candidate_domain_ids,
             candidate_exclude_ids=candidate_exclude_ids,
+            process_group=self.process_group,
+            communication=self.communication,
+            gradient_reduction=self.gradient_reduction,
             normalize=self.normalize,
             reduction=self.reduction,
             backend=self.backend,

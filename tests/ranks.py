@@ -1,0 +1,78 @@
+"""Processes of a Gloo group on this machine, which run functions of tests side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import multiprocessing
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+TIMEOUT = 60.0  # seconds
+
+
+class RankError(Exception):
+    """What was raised on a rank: its type's name and its message, then the traceback."""
+
+
+class Ranks:
+    def __init__(self, connections: list) -> None:
+        self._connections = connections
+
+    def __call__(self, function: Callable, *args: Any) -> list[Any]:
+        """``function(*args)`` on every rank, in order; what a rank raised is in its place as a RankError."""
+        for connection in self._connections:
+            connection.send((function, args))
+        return [self._answer(connection) for connection in self._connections]
+
+    @staticmethod
+    def _answer(connection) -> Any:
+        if not connection.poll(2 * TIMEOUT):
+            return RankError("no answer in time")
+        try:
+            return connection.recv()
+        except EOFError:
+            return RankError("the process ended")
+
+
+@contextlib.contextmanager
+def ranks(size: int, timeout: float = TIMEOUT) -> Iterator[Ranks]:
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        pairs = [context.Pipe() for _ in range(size)]
+        store = Path(folder, "store").as_uri()
+        started = [
+            context.Process(target=_serve, args=(theirs, store, rank, size, timeout), daemon=True)
+            for rank, (_, theirs) in enumerate(pairs)
+        ]
+        for process in started:
+            process.start()
+        for _, theirs in pairs:
+            theirs.close()
+        yield Ranks([ours for ours, _ in pairs])
+        for ours, _ in pairs:
+            ours.close()
+        for process in started:
+            process.join(5)
+            process.kill()
+
+
+def _serve(connection, store: str, rank: int, size: int, timeout: float) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store, datetime.timedelta(seconds=timeout), rank=rank, world_size=size)
+    while True:
+        try:
+            function, args = connection.recv()
+        except EOFError:
+            return
+        try:
+            result = function(*args)
+        except Exception as error:
+            result = RankError(f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
+        connection.send(result)

@@ -1,0 +1,329 @@
+"""Rows spread over ranks: loss and gradients are those of one process that has them all, on the grid and at random."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import time
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.cases import Case
+from tests.evaluate import Result, assert_matches, evaluate
+from tests.objective_cases import BY_NAME
+from tests.ranks import RankError, ranks
+from tests.test_random import cases
+from uniclip_kernels import MPNCELoss, _exchange, cached_backward, mp_nce
+
+SOME = ("rows-65", "five-domains", "padding", "mask-some-of-five", "none", "empty", "few-samples", "norms-0.0001-10000")
+SOME += ("temperature-0.005", "weight-negative", "many-positives", "classes-10-of-3-domains", "larger", "domains-40")
+SOME = tuple(name for name in SOME if name in BY_NAME)
+SOME += tuple(
+    f"{objective}-{name}"
+    for objective in ("sup_con", "mil_nce", "siglip")
+    for name in ("rows", "padding-and-mask", "some-without", "everything", "candidates", "exclusions")
+)
+SOME += ("candidates-all-padding", "anchor-weight-wide", "anchor-weight-one")
+
+
+@pytest.fixture(scope="module", params=[1, 2, 3, 4])
+def group(request):
+    with ranks(request.param) as run:
+        yield request.param, run
+
+
+@pytest.fixture(scope="module")
+def pair():
+    with ranks(2) as run:
+        yield run
+
+
+def cut(n: int, size: int, ragged: bool) -> list[slice]:
+    """Rows of each rank, none for the last but one if ``ragged``."""
+    edges = np.linspace(0, n, size + 1).astype(int)
+    if ragged and size > 1:
+        edges[-2] = edges[-3]
+    return [slice(*edge) for edge in itertools.pairwise(edges)]
+
+
+def _share(case: Case, ragged: bool, gradient_reduction: str = "sum", **options) -> tuple[Case, dict]:
+    """What this rank has of a case."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    rows = cut(len(case.embeddings), size, ragged)[rank]
+
+    def part(x, rows):
+        return x[rows] if isinstance(x, torch.Tensor) else x
+
+    given = {n: part(v, rows) if n in ("exclude_ids", "anchor_weight") else v for n, v in case.options.items()}
+    candidates = case.candidates
+    if candidates is not None:
+        of = cut(len(candidates.embeddings), size, False)[rank]
+        ids = {n: part(getattr(candidates, n), of) for n in ("sample_ids", "domain_ids", "exclude_ids")}
+        candidates = dataclasses.replace(candidates, **ids, layout=lambda z: case.candidates.layout(z)[of])
+    given |= dict(process_group=dist.group.WORLD, gradient_reduction=gradient_reduction, **options)
+    return dataclasses.replace(
+        case,
+        layout=lambda z: case.layout(z)[rows],
+        sample_ids=part(case.sample_ids, rows),
+        domain_ids=part(case.domain_ids, rows),
+        candidates=candidates,
+        options=given,
+        upstream=part(torch.as_tensor(case.upstream), rows) if np.ndim(case.upstream) else case.upstream,
+    )
+
+
+def _evaluate_case(case: Case, dtype: torch.dtype, ragged: bool, options: dict) -> Result:
+    return evaluate(_share(case, ragged, **options), "cpu", dtype)
+
+
+def _evaluate(name: str, dtype: torch.dtype, ragged: bool, options: dict) -> Result:
+    return _evaluate_case(BY_NAME[name], dtype, ragged, options)
+
+
+def whole(results: list[Result], reduction: str | None) -> Result:
+    """Of all ranks: rows behind each other, tables added up."""
+
+    def joined(field: str):
+        parts = [getattr(result, field) for result in results]
+        if parts[0] is None:
+            return None
+        if field == "loss" and reduction != "none":
+            assert all(np.array_equal(part, parts[0], equal_nan=True) for part in parts)
+            return parts[0]
+        return sum(parts) if field in ("grad_temperature", "grad_offset") else np.concatenate(parts)
+
+    return Result(*(joined(field.name) for field in dataclasses.fields(Result)))
+
+
+@pytest.mark.parametrize("communication", ["gather", "ring"])
+@pytest.mark.parametrize("name", SOME)
+def test_the_grid(name, communication, group):
+    size, run = group
+    if size != 3 and SOME.index(name) % 3 != size % 3:
+        pytest.skip("runs in groups of other sizes")
+    case = BY_NAME[name]
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        found = _all_right(run(_evaluate, name, dtype, size % 2 == 1, dict(communication=communication)))
+        assert_matches(whole(found, case.options.get("reduction")), case, dtype)
+
+
+@given(cases(), st.sampled_from(["gather", "ring"]), st.booleans())
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_random_inputs(pair, case, communication, ragged):
+    found = _all_right(pair(_evaluate_case, case, torch.float64, ragged, dict(communication=communication)))
+    assert_matches(whole(found, case.options["reduction"]), case, torch.float64)
+
+
+def _both_reductions(name: str) -> list[Result]:
+    return [_evaluate(name, torch.float64, False, dict(gradient_reduction=way)) for way in ("mean", "sum")]
+
+
+def test_gradients_for_ranks_that_are_averaged_and_for_ranks_that_are_added(group):
+    size, run = group
+    for mean, summed in _all_right(run(_both_reductions, "siglip-everything")):
+        np.testing.assert_allclose(mean.grad_embeddings, size * summed.grad_embeddings, rtol=1e-12)
+        np.testing.assert_allclose(mean.grad_candidates, size * summed.grad_candidates, rtol=1e-12)
+        np.testing.assert_allclose(mean.grad_anchor_weight, size * summed.grad_anchor_weight, rtol=1e-12)
+        np.testing.assert_allclose(mean.grad_temperature, size * summed.grad_temperature, rtol=1e-12)
+
+
+def _all_right(found: list) -> list:
+    for result in found:
+        if isinstance(result, RankError):
+            raise result
+    return found
+
+
+class Towers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.text = nn.Linear(6, 4), nn.Linear(5, 4)
+
+    def forward(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+        return self.image(images), self.text(texts)
+
+
+N = 24
+
+
+def _parameters_after(way: str) -> list[Tensor]:
+    """Gradients of towers and of the loss's tables after a step over N samples, spread over the ranks in one way or another."""
+    generator = torch.Generator().manual_seed(0)
+    images, texts = torch.randn(N, 6, generator=generator), torch.randn(N, 5, generator=generator)
+    torch.manual_seed(0)
+    rank, size, group = dist.get_rank(), dist.get_world_size(), dist.group.WORLD
+    towers, options = Towers(), {}
+    alone = way == "one process"
+    if not alone:
+        options = dict(process_group=group, gradient_reduction="sum" if "summed" in way else "mean")
+        options["communication"] = "ring" if "ring" in way else "gather"
+    criterion = MPNCELoss(temperature=0.3, **options)
+    mine = slice(0, N) if alone else slice(rank * N // size, (rank + 1) * N // size)
+    sample_ids, domain_ids = (
+        torch.arange(N)[mine].repeat(2),
+        (torch.arange(2 * len(range(N)[mine])) >= len(range(N)[mine])).long(),
+    )
+    model = towers if alone or "summed" in way else DistributedDataParallel(towers)
+    if "loss in DDP" in way:
+        criterion = DistributedDataParallel(criterion)
+    exchanges = []
+    if "cached" in way:
+        model.register_comm_hook(
+            None, lambda _, bucket: exchanges.append(1) or default_hooks.allreduce_hook(group, bucket)
+        )
+        chunks = list(zip(images[mine].split(5), texts[mine].split(5), strict=True))
+        cached_backward(
+            lambda chunk: model(*chunk),
+            chunks,
+            lambda *views: criterion(torch.cat(views), sample_ids, domain_ids),
+            no_sync=[model],
+        )
+        assert len(exchanges) == 1
+    else:
+        steps = 2 if "accumulated" in way else 1
+        for step in range(steps):
+            with model.no_sync() if step + 1 < steps else contextlib.nullcontext():
+                views = model(images[mine], texts[mine])
+                (criterion(torch.cat(views), sample_ids, domain_ids) / steps).backward()
+    grads = [p.grad for module in (towers, criterion) for p in module.parameters()]
+    if "summed" in way:
+        for grad in grads:
+            dist.all_reduce(grad)
+    return grads
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        "DDP, the loss without a wrapper",
+        "DDP, loss in DDP too",
+        "summed gradients, no DDP",
+        "DDP, ring",
+        "summed gradients, ring",
+        "DDP, accumulated over two steps",
+        "DDP, cached in chunks",
+        "DDP, cached in chunks, ring",
+    ],
+)
+def test_parameters_get_the_gradient_of_one_process_with_the_whole_batch(way, group):
+    """Each line of the table in docs/ranks.md."""
+    _, run = group
+    expected = _all_right(run(_parameters_after, "one process"))[0]
+    for grads in _all_right(run(_parameters_after, way)):
+        for got, right in zip(grads, expected, strict=True):
+            torch.testing.assert_close(got, right, rtol=2e-5, atol=1e-7)
+
+
+def _disagree(what: str) -> float:
+    rank = dist.get_rank()
+    z, ids = torch.randn(6, 5 if what == "D" and rank else 4), torch.arange(6) // 2
+    z = z.to(torch.bfloat16 if what == "dtype" and rank else torch.float32)
+    options = dict(process_group=dist.group.WORLD, temperature=torch.full((2, 2), 0.1))
+    if what == "K" and rank:
+        options["temperature"] = torch.full((3, 3), 0.1)
+    if what == "mask":
+        options["domain_mask"] = torch.tensor([[True, True], [True, rank == 0]])
+    if what == "exclude_ids" and rank:
+        options["exclude_ids"] = ids
+    if what == "candidates" and rank:
+        options |= dict(candidates=z, candidate_sample_ids=ids)
+    if what == "gradient" and rank:
+        z.requires_grad_()
+    if what == "error" and rank:
+        ids = ids[1:]
+    if what == "way":
+        options["communication"] = "ring" if rank else "gather"
+    return mp_nce(z, ids, torch.arange(6) % 2, **options).item()
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("D", "ValueError: D must be the same on all ranks, got 4 on rank 0 and 5 on rank 1"),
+        ("dtype", "ValueError: the dtype of embeddings"),
+        ("K", "ValueError: K must be the same on all ranks, got 2 on rank 0 and 3 on rank 1"),
+        ("mask", "ValueError: domain_mask"),
+        ("exclude_ids", "ValueError: whether exclude_ids is given must be the same on all ranks"),
+        ("candidates", "ValueError: whether candidates is given"),
+        ("gradient", "ValueError: whether embeddings requires a gradient"),
+        ("way", "ValueError: communication"),
+    ],
+)
+def test_ranks_that_disagree_all_raise(what, message, pair):
+    for result in pair(_disagree, what):
+        assert isinstance(result, RankError)
+        assert str(result).startswith(message)
+    _all_right(pair(_disagree, "nothing"))  # and go on
+
+
+def test_an_error_on_one_rank_is_known_to_all(pair):
+    first, second = pair(_disagree, "error")
+    assert str(first).startswith("RuntimeError: rank 1 of the process group raised an error")
+    assert str(second).startswith("ValueError: sample_ids must have shape (6,)")
+    _all_right(pair(_disagree, "nothing"))
+
+
+def _dies(seconds: float) -> float:
+    if dist.get_rank() == 1:
+        os._exit(1)
+    z, ids = torch.randn(6, 4, requires_grad=True), torch.arange(6) // 2
+    return mp_nce(z, ids, process_group=dist.group.WORLD).item()
+
+
+def test_a_rank_that_dies_ends_the_others_within_the_timeout():
+    with ranks(3, timeout=10.0) as run:
+        start = time.monotonic()
+        found = run(_dies, 10.0)
+        assert time.monotonic() - start < 60
+    assert all(isinstance(result, RankError) for result in found)
+    assert "RuntimeError" in str(found[0])
+
+
+def _bytes_sent(communication: str, m: int, d: int) -> tuple[int, int]:
+    """By this rank, forward and backward: of a gather what comes from the others, which is as much."""
+    sent = []
+    gather, batch, reduce = _exchange._all_gather, dist.batch_isend_irecv, dist.all_reduce
+
+    def counted_gather(out, mine, **options):
+        sent.append((dist.get_world_size() - 1) * mine.nbytes)
+        return gather(out, mine, **options)
+
+    def counted_batch(operations):
+        sent.append(sum(op.tensor.nbytes for op in operations if op.op is dist.isend))
+        return batch(operations)
+
+    def counted_reduce(tensor, *args, **options):
+        sent.append(2 * tensor.nbytes)
+        return reduce(tensor, *args, **options)
+
+    z = torch.randn(m, d, dtype=torch.bfloat16, requires_grad=True)
+    ids = torch.arange(m) // 2 + m * dist.get_rank()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_exchange, "_all_gather", counted_gather)
+        patch.setattr(dist, "batch_isend_irecv", counted_batch)
+        patch.setattr(dist, "all_reduce", counted_reduce)
+        loss = mp_nce(z, ids, process_group=dist.group.WORLD, communication=communication)
+        forward = sum(sent)
+        loss.backward()
+    return forward, sum(sent) - forward
+
+
+@pytest.mark.parametrize("communication", ["gather", "ring"])
+def test_bytes_sent_by_a_rank(communication, group):
+    size, run = group
+    m, d, numbers = 128, 256, 1000
+    for forward, backward in _all_right(run(_bytes_sent, communication, m, d)):
+        rows, ids, terms = ((size - 1) * m * each for each in (2 * d, 24, 20))
+        passes = 2 if communication == "ring" else 1  # ν, then the positives, in the forward pass of MP-NCE
+        assert forward <= passes * (rows + ids) + numbers
+        assert backward <= (0 if communication == "gather" else rows + ids) + terms + numbers
