@@ -7,8 +7,9 @@
 #include "cpu/tile_kernels.h"
 
 PYBIND11_MODULE(_C, m) {
-  m.attr("cpu_block") = uniclip::cpu::kBlock;
+  m.attr("cpu_block") = uniclip::kBlock;
   m.attr("cpu_tile") = uniclip::cpu::kTile;
+  m.attr("cpu_spare") = uniclip::cpu::kSpare;
   m.attr("compiler") = UNICLIP_COMPILER;
   m.attr("torch_version") = UNICLIP_TORCH_VERSION;
   m.def("cpu_instruction_set", &uniclip::instruction_set);

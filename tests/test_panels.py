@@ -15,6 +15,7 @@ from uniclip_kernels._layout import (
     Layout,
     padded_rows,
     panels_of_sizes,
+    panels_of_tiles,
     rectangles,
     sort_rows,
     starts_of,
@@ -160,6 +161,29 @@ def test_a_clip_mask_launches_no_masked_tile():
         for kernel in ("similarity_lse_kernel", "similarity_grad_kernel"):
             assert programs(recorder, kernel) == tiles
         assert sum(products) == 2 * tiles * BLOCK**2
+
+
+def test_a_clip_mask_has_candidates():
+    recorder = Recorder("90")
+    z, sample_ids, domain_ids = stack_views([torch.randn(256, 64).bfloat16()] * 2, [0, 1])
+    queue, ids = torch.randn(128, 64).bfloat16(), torch.arange(128)
+    criterion = MPNCELoss(domain_mask=CLIP, backend="triton")
+    with installed("triton", TritonBackend("cpu", recorder)):
+        criterion(z, sample_ids, domain_ids, candidates=queue, candidate_sample_ids=ids, candidate_domain_ids=ids % 2)
+    assert programs(recorder, "similarity_lse_kernel") == 4 + 4 * 3
+
+
+def test_small_domains_share_panels():
+    """32 domains are as many calls of the CPU backend as one, unless masked pairs of them are to be left out."""
+    tiles = torch.tensor([[t // 4, 32, 0, 0] for t in range(128)])
+    assert len(panels_of_tiles(tiles, [4096], 32, 1024, by_domain=False)) == 4
+    assert len(panels_of_tiles(tiles, [4096], 32, 1024, by_domain=True)) == 32
+
+
+def test_panels_of_tiles_end_with_sets_and_before_empty_tiles():
+    tiles = torch.tensor([[0, 32, 0, 0], [1, 5, 0, 0], [-1, 0, 0, 0], [2, 32, 0, 0], [2, 32, 0, 0], [3, 1, 0, 0]])
+    panels = panels_of_tiles(tiles, [128, 192], 32, 96, by_domain=False)
+    assert panels == [(0, 37, None), (96, 128, None), (128, 161, None)]
 
 
 def test_the_module_passes_on_what_the_mask_is():

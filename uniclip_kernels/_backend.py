@@ -120,12 +120,13 @@ class Backend(ABC):
 
     @abstractmethod
     def similarity_grad(
-        self, problem: Problem, strip: Strip, terms: Terms, sums: Tensor, work: Tensor
+        self, problem: Problem, strip: Strip, terms: Terms, sums: Tensor, work: Tensor, both_sides: bool
     ) -> tuple[Tensor, Tensor]:
-        """H / τ of the rectangle and its transpose, in the dtype of the rows, living in ``work``; ``Objective`` says what H is.
+        """H / τ of the rectangle and, for ``both_sides``, its transpose, in the dtype of the rows, living in ``work``.
 
-        Adds Σ H and Σ H s over unordered pairs to ``sums`` (2, K, K, 2) float64: of negatives at [0, d_i, d_j], d_i <= d_j, of
-        positives at [1, d_i, d_j]. The two may have rows and columns of zeros beyond the rectangle's.
+        ``Objective`` says what H is. Adds Σ H and Σ H s over unordered pairs to ``sums`` (2, K, K, 2) float64: of negatives at
+        [0, d_i, d_j], d_i <= d_j, of positives at [1, d_i, d_j]. The two may have rows and columns of zeros beyond the
+        rectangle's.
         """
 
     def pack_rows(self, rows: Tensor) -> Tensor:

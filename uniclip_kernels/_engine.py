@@ -22,7 +22,6 @@ from ._layout import (
     FEW_DOMAINS,
     Layout,
     Panel,
-    Rectangle,
     domains_apart,
     empty_layout,
     padded_rows,
@@ -233,8 +232,13 @@ def add_gradient(backend: Backend, problem: Problem, todo: Iterable[Strip], term
     sums = torch.zeros(2, *problem.tables.temperature.shape, 2, dtype=torch.float64, device=grad_rows.device)
     work = backend.workspace(problem.rows, min(backend.panel_rows(problem.rows), len(problem.rows)))
     for strip in todo:
-        h, h_transposed = backend.similarity_grad(problem, strip, terms, sums, work)
-        _multiply(backend, grad_rows, packed, strip.rectangle, h, h_transposed)
+        i0, i1, j0, j1 = strip.rectangle
+        both_sides = i0 < j0 < len(grad_rows)  # of an unordered rectangle, from the one H
+        h, h_transposed = backend.similarity_grad(problem, strip, terms, sums, work, both_sides)
+        if i0 < len(grad_rows):
+            backend.accumulate(grad_rows[i0:i1], h, packed[j0:j1])
+        if both_sides:
+            backend.accumulate(grad_rows[j0:j1], h_transposed, packed[i0:i1])
     return sums
 
 
@@ -312,20 +316,9 @@ def _panels(backend: Backend, problem: Problem) -> list[Panel]:
     """Panels end with their domain where masked pairs of domains can be left out for it; kernels skip other masked tiles."""
     side, sizes, allowed = backend.panel_rows(problem.rows), problem.domain_sizes, problem.allowed_pairs
     if backend.known_on_host:
-        return panels_of_tiles(problem.layout.tiles, backend.block, side)
+        return panels_of_tiles(problem.layout.tiles, problem.edges, backend.block, side, by_domain=allowed is not None)
     own, *others = itertools.pairwise([0, *problem.edges])
     others = [panel for edge in others for panel in uniform_panels(*edge, backend.block, side)]
     if sizes is not None and allowed is not None and not all(allowed):
         return panels_of_sizes(sizes, backend.block, side) + others
     return uniform_panels(*own, backend.block, side) + others
-
-
-def _multiply(
-    backend: Backend, grad_rows: Tensor, packed: Tensor, rectangle: Rectangle, h: Tensor, h_transposed: Tensor
-) -> None:
-    """The second product: both sides of an unordered rectangle from the one H, as far as they are wanted."""
-    i0, i1, j0, j1 = rectangle
-    if i0 < len(grad_rows):
-        backend.accumulate(grad_rows[i0:i1], h, packed[j0:j1])
-    if j0 < len(grad_rows) and not rectangle.diagonal:
-        backend.accumulate(grad_rows[j0:j1], h_transposed, packed[i0:i1])

@@ -111,7 +111,7 @@ class GPUBackend(Backend):
         ``row``, ``first`` and ``end`` are; ``starts`` are the first slots of domains if the host knows them."""
 
     def similarity_grad(
-        self, problem: Problem, strip: Strip, terms: Terms, sums: Tensor, work: Tensor
+        self, problem: Problem, strip: Strip, terms: Terms, sums: Tensor, work: Tensor, both_sides: bool
     ) -> tuple[Tensor, Tensor]:
         i0, i1, j0, j1 = strip.rectangle
         h = work.view(-1)[: (i1 - i0) * (j1 - j0)].view(i1 - i0, j1 - j0)

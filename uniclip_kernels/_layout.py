@@ -191,7 +191,7 @@ def sort_rows(
 
 
 class Panel(NamedTuple):
-    """Slots [start, end), all of one domain if that is known."""
+    """Slots [start, end); the domain if it is known that all are of one."""
 
     start: int
     end: int
@@ -202,7 +202,7 @@ def rectangles(panels: list[Panel], num_domains: int, allowed: Sequence[bool] | 
     """Every unordered pair of slots once, without the pairs of domains that are known to be masked."""
     for q, (j0, j1, b) in enumerate(panels):
         for i0, i1, a in panels[: q + 1]:
-            if allowed is None or a is None or allowed[a * num_domains + b]:
+            if allowed is None or a is None or b is None or allowed[a * num_domains + b]:
                 yield Rectangle(i0, i1, j0, j1)
 
 
@@ -224,15 +224,21 @@ def panels_of_sizes(sizes: Sequence[int], block: int, side: int) -> list[Panel]:
     return panels
 
 
-def panels_of_tiles(tiles: Tensor, block: int, side: int) -> list[Panel]:
-    """Panels that end with their domain and its last filled slot, from the tiles, which are read on the host."""
+def panels_of_tiles(tiles: Tensor, edges: Sequence[int], block: int, side: int, by_domain: bool) -> list[Panel]:
+    """Panels without empty tiles, to their last filled slot, from the tiles, which are read on the host.
+
+    They end where a set of rows does and, if ``by_domain``, with their domain.
+    """
     panels: list[Panel] = []
     for t, (domain, filled, _, _) in enumerate(tiles.tolist()):
         start, end = t * block, t * block + filled
         if domain < 0:
             continue
-        if panels and panels[-1].domain == domain and end - panels[-1].start <= side:
-            panels[-1] = Panel(panels[-1].start, end, domain)
-        else:
-            panels.append(Panel(start, end, domain))
+        if panels and start not in edges:
+            first, last, of = panels[-1]
+            goes_on = of == domain if by_domain else -(-last // block) * block == start
+            if goes_on and end - first <= side:
+                panels[-1] = Panel(first, end, of)
+                continue
+        panels.append(Panel(start, end, domain if by_domain else None))
     return panels

@@ -33,6 +33,7 @@ for _name in (
 class CPUBackend(Backend):
     device_type = "cpu"
     block = _C.cpu_block
+    _spare = _C.cpu_spare  # columns of a panel of H that are none of it
     column_multiple = 32
     known_on_host = True
     workspace_bytes = 9 << 19  # small enough to stay in the last-level cache
@@ -70,7 +71,7 @@ class CPUBackend(Backend):
         return side // _C.cpu_tile * _C.cpu_tile or side  # whole tiles, if there is room for one
 
     def workspace(self, rows: Tensor, side: int) -> Tensor:
-        return rows.new_empty(2, side, side + self.block)  # H and its transpose
+        return rows.new_empty(2, side, side + self._spare)  # H and its transpose
 
     def negatives_forward(self, problem: Problem, strip: Strip, negatives: Negatives) -> None:
         tensors = *_similarities(problem, problem.excluded), *strip.rectangle, *negatives
@@ -87,13 +88,13 @@ class CPUBackend(Backend):
         return Positives(lse, slope, loss, count) if softmax else Positives(loss, slope, lse, count)
 
     def similarity_grad(
-        self, problem: Problem, strip: Strip, terms: Terms, sums: Tensor, work: Tensor
+        self, problem: Problem, strip: Strip, terms: Terms, sums: Tensor, work: Tensor, both_sides: bool
     ) -> tuple[Tensor, Tensor]:
         h, h_transposed = work
         _, *kinds = problem.objective
         pairs = *_similarities(problem, problem.excluded), problem.same.ids, problem.tables.weight
         tensors = *pairs, *(kind == "softmax" for kind in kinds), *terms
-        out = sums, h, h if strip.rectangle.diagonal else h_transposed
+        out = sums, h, h_transposed if both_sides else _or_empty(None, h)
         _ops.cpu_similarity_grad(*tensors, *strip.rectangle, _or_empty(strip.dots, terms.lse), *out)
         return h, h_transposed
 
@@ -127,7 +128,7 @@ class CPUBackend(Backend):
         like: Tensor,
     ) -> tuple[Tensor, Tensor]:
         mx, my = (-(-n // self.block) * self.block for n in grad.shape)
-        g, g_transposed = like.new_empty(mx, my + self.block), like.new_empty(my, mx + self.block)
+        g, g_transposed = like.new_empty(mx, my + self._spare), like.new_empty(my, mx + self._spare)
         _ops.cpu_similarity_matrix_grad(grad, s, x_domains, y_domains, temperature, sums, g, g_transposed)
         return g, g_transposed
 

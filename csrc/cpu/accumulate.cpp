@@ -39,10 +39,11 @@ void multiply(int64_t m, int64_t depth, const Panel<fixed16>& h, int64_t i, cons
   const fixed16* strips = static_cast<const fixed16*>(b.data_ptr());
   for (int64_t j = first; j < end; j += kStrip) {
     const fixed16* strip = strips + j / kStrip * b.stride(1);
-    for (int64_t k = 0; k < depth; k += kTile) {
+    for (int64_t k = 0, end; k < depth; k = end) {
+      for (end = k + kBlock; end < depth && *h.tile(i, end).unit == 0;) end += kBlock;
       const TileOfH<fixed16> tile = h.tile(i, k);
-      multiply_fixed(m, kStrip, std::min(kTile, depth - k), tile.data, tile.stride, strip + k * kStrip, 0, tile.unit,
-                     tile.unit_stride, sums[i] + j, sums.stride, true);
+      multiply_fixed(m, kStrip, end - k, tile.data, tile.stride, strip + k * kStrip, 0, tile.unit, tile.unit_stride,
+                     sums[i] + j, sums.stride, true);
     }
   }
 }

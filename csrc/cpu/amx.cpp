@@ -16,8 +16,8 @@ namespace uniclip {
 
 namespace {
 
-constexpr int64_t kSide = 16;          // rows of a tile register, and words of a row
-constexpr int64_t kBlock = 2 * kSide;  // rows and columns of c at a time: four tiles of sums, two of each operand
+constexpr int64_t kSide = 16;         // rows of a tile register, and words of a row
+constexpr int64_t kQuad = 2 * kSide;  // rows and columns of c at a time: four tiles of sums, two of each operand
 
 struct alignas(64) Configuration {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -52,12 +52,12 @@ UNICLIP_AMX void multiply_amx(int64_t m, int64_t n, int64_t k, const bfloat16* a
                               int64_t b_stride, float* c, int64_t c_stride, bool add) {
   const int64_t a_bytes = a_stride * sizeof(bfloat16), b_bytes = 2 * b_stride * sizeof(bfloat16),
                 c_bytes = c_stride * sizeof(float);
-  for (int64_t i = 0; i < m; i += kBlock) {
+  for (int64_t i = 0; i < m; i += kQuad) {
     // The last rows are halved; of an odd number the one in the middle is in both halves.
-    const int64_t left = std::min(m - i, kBlock), rows = (left + 1) / 2;
+    const int64_t left = std::min(m - i, kQuad), rows = (left + 1) / 2;
     const bfloat16 *upper_a = a + i * a_stride, *lower_a = upper_a + (left - rows) * a_stride;
     configure(rows);
-    for (int64_t j = 0; j < n; j += kBlock) {
+    for (int64_t j = 0; j < n; j += kQuad) {
       float *upper = c + i * c_stride + j, *lower = upper + (left - rows) * c_stride;
       if (add) {
         _tile_loadd(0, upper, c_bytes);

@@ -8,9 +8,6 @@ namespace uniclip::cpu {
 
 using torch::stable::Tensor;
 
-// Rows of a tile of the layout: domains start at multiples of it, and widths of products are padded to it.
-constexpr int64_t kBlock = 32;
-
 // precise: whether the type of `rows` holds all of them well enough; false is for fixed point alone.
 void gather_rows(const Tensor z, const Tensor order, bool normalize, Tensor rows, Tensor inv_norm, Tensor precise);
 void scatter_rows(const Tensor grad_rows, const Tensor z, const Tensor slot, const Tensor inv_norm, const Tensor factor,

@@ -65,7 +65,8 @@ struct PositiveSums {
 };
 
 // Where a tile of H goes. Rows in fixed point have a unit for each tile, in which their elements stay below 1 and their
-// sums over the tile below 2: products with unit rows then fit 32 bits.
+// sums over the tile below 2: products with unit rows then fit 32 bits. There is a place for one beside each kBlock
+// columns: the first of the tile holds it, the others 0.
 template <class C>
 struct TileOfH {
   C* data;

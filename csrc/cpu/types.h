@@ -1,4 +1,4 @@
-// Element types and what belongs to each: the type that sums are kept in.
+// Element types and what belongs to each: the type that sums are kept in. Numbers that all files share.
 #pragma once
 
 #include <cstdint>
@@ -28,6 +28,9 @@ struct AccumulatorOf<double> {
 };
 template <class T>
 using Accumulator = typename AccumulatorOf<T>::type;
+
+// Rows of a tile of the layout: domains start at multiples of it, and widths of products are padded to it.
+constexpr int64_t kBlock = 32;
 
 constexpr double kLog2E = 1.4426950408889634;
 constexpr double kLn2 = 0.6931471805599453;
