@@ -74,7 +74,7 @@ def cached_backward(
                     (z, g[place]) for z, g in zip(outputs, grads, strict=True) if g is not None and z.requires_grad
                 ]
                 if pairs:
-                    torch.autograd.backward(*zip(*pairs, strict=True))
+                    torch.autograd.backward([z for z, _ in pairs], [g for _, g in pairs])
     _set_random_state(after)
     return loss.detach()
 
@@ -94,6 +94,7 @@ def _embeddings(value: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 def _waiting(modules: Sequence[nn.Module]) -> Iterator[None]:
     """With gradients kept to this rank."""
     with contextlib.ExitStack() as stack:
+        module: Any
         for module in modules:
             if hasattr(module, "no_sync"):
                 stack.enter_context(module.no_sync())

@@ -65,7 +65,9 @@ def _kernels() -> list[str]:
     for signature, architecture, registers, stack in sorted(
         extension.kernels, key=lambda k: k[2:]
     ):  # the most comes last
-        kernel, element = re.search(r"(\w+)_kernel(?:<(?:\w+::)*(\w+)[^>]*>)?\(", signature).groups()
+        found = re.search(r"(\w+)_kernel(?:<(?:\w+::)*(\w+)[^>]*>)?\(", signature)
+        assert found is not None, signature
+        kernel, element = found.groups()
         name = kernel if element is None else f"{kernel}, {element.removeprefix('__').removeprefix('nv_').lower()}"
         table.setdefault(name, {})[architecture] = f"{registers}+{stack}" if stack else f"{registers}"
     table = dict(sorted(table.items()))

@@ -271,12 +271,12 @@ class _Floor(torch.autograd.Function):
         return floored.clone()
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
         x, floored = inputs
         ctx.save_for_backward(x < floored)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (below,) = ctx.saved_tensors
         return grad.masked_fill(below & (grad > 0), 0), None
 
