@@ -29,7 +29,7 @@ def local_rank() -> int:
 def joined() -> Iterator[None]:
     """The process group, if there is more than one rank.
 
-    All but the first are silent then, apart from the traceback of what ends them, which is printed outside of this.
+    All but the first are silent in it; the traceback of an error that ends one is printed outside.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield
@@ -57,7 +57,7 @@ def towers(model: nn.Module) -> nn.Module:
 
 
 def share(count: int) -> Tensor:
-    """This rank's positions in a batch of ``count`` samples; the first ranks have one more where it does not come out even."""
+    """This rank's positions in a batch of ``count`` samples; the first ranks have one more if they do not come out even."""
     return torch.arange(count).tensor_split(size())[rank()]
 
 

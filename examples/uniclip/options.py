@@ -40,8 +40,9 @@ objectives:
 
 ranks:
   torchrun --nproc-per-node 2 examples/train.py --cache-chunk 64
-  shares out each batch to two processes, on GPUs with one each, and trains to the numbers of one process, up to
-  rounding. All must see --data and --out; the first alone prints, evaluates and writes. --resume takes any number.
+  shares out each batch to two processes, each with its own GPU if there are any. The numbers differ from those of one
+  process by rounding alone, and --resume takes any number of ranks. All must see --data and --out; the first alone
+  prints, evaluates and writes.
 
 written to --out:
   metrics.jsonl     one JSON object an epoch

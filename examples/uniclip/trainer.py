@@ -39,9 +39,9 @@ class Trainer:
         self.cache_chunk = options.cache_chunk
         self.objective = OBJECTIVES[options.objective]
         self.batch_size = min(options.batch_size, len(samples))
+        if self.batch_size < (ranks := distributed.size()):
+            raise DataError(f"--batch-size: a batch of {self.batch_size} cannot be shared by {ranks} ranks")
         self.steps_an_epoch = len(samples) // self.batch_size
-        if self.batch_size < (size := distributed.size()):
-            raise DataError(f"--batch-size: a batch of {self.batch_size} cannot be shared by {size} ranks")
         self.captions = torch.tensor([len(captions) for captions in samples.captions])
         every = zip(samples.captions, samples.extra_texts, strict=True)
         self.texts = TextTable([captions + extra for captions, extra in every])
