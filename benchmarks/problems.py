@@ -1,4 +1,4 @@
-"""The inputs that all competitors of an objective share, and the right answer on them in float64."""
+"""The inputs that all competitors of an objective share."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from uniclip_kernels import reference, stack_views
-
-PANEL = 1 << 25  # elements
+from uniclip_kernels import stack_views
 
 #: Domains of the views of a sample, and rows of a queue beside each.
-VIEWS = {"MP-NCE": (0, 0, 1), "InfoNCE": (0, 1), "Queue": (0,)}
+VIEWS = {"MP-NCE": (0, 0, 1), "InfoNCE": (0, 1), "NT-Xent": (0, 0), "SupCon": (0, 0, 0), "Queue": (0,)}
 QUEUED = 16
-#: Where the queue ends that makes sense: 65536 rows.
-MOST_SAMPLES_BESIDE_QUEUE = 4096
+#: A queue of 65536 rows is the largest that makes sense; the others show nothing beyond that MP-NCE does not.
+MOST_SAMPLES = {"NT-Xent": 4096, "SupCon": 4096, "Queue": 4096}
 
 
 @dataclass(frozen=True)
@@ -26,6 +24,8 @@ class Batch:
 
     MP-NCE: two augmented images and a text, as UniCLIP trains, with learnable temperature and offset.
     InfoNCE: an image and a text, unit rows as CLIP's loss wants them, and a constant temperature of 0.07.
+    NT-Xent: two augmented images, as SimCLR trains, each compared with all others; temperature as InfoNCE.
+    SupCon: three rows of each class, otherwise as NT-Xent.
     Queue: one view, compared with 16 N rows of a queue alone, of which the last N are its keys; otherwise as InfoNCE.
     """
 
@@ -37,11 +37,13 @@ class Batch:
     offset: Tensor  # (2, 2)
     domain_mask: Tensor | None  # (2, 2), on the host: InfoNCE compares images with texts alone
     normalize: bool
+    views: tuple[int, ...]  # their domains
     queue: Tensor | None = None  # (16 N, D), constant
 
     @property
-    def views(self) -> tuple[int, ...]:
-        return VIEWS[self.objective]
+    def tau(self) -> Tensor:
+        """The temperature where there is one alone: between the first view and the last."""
+        return self.temperature[self.views[0], self.views[-1]]
 
     @property
     def samples(self) -> int:
@@ -67,7 +69,7 @@ class Batch:
 def needed_flops(objective: str, n: int, d: int) -> int:
     """Forward and backward: 8 D for each unordered pair of rows that is compared, of which images with texts alone are."""
     m = num_rows(objective, n)
-    return {"InfoNCE": 8 * n * n, "MP-NCE": 4 * m * m, "Queue": 6 * n * QUEUED * n}[objective] * d
+    return {"InfoNCE": 8 * n * n, "Queue": 6 * n * QUEUED * n}.get(objective, 4 * m * m) * d
 
 
 def num_rows(objective: str, n: int) -> int:
@@ -89,109 +91,45 @@ def columns(objective: str, dim: int) -> int:
 
 
 @functools.lru_cache(maxsize=2)  # one that is measured, one that is checked; a large one takes seconds to make
-def make_batch(objective: str, n: int, d: int, dtype: torch.dtype, device: str = "cpu") -> Batch:
-    """Always the same one. Views of a sample lie near each other (cos about 0.5), as in a model half trained."""
+def make_batch(
+    objective: str, n: int, d: int, dtype: torch.dtype, device: str = "cpu", domains: tuple[int, ...] | None = None
+) -> Batch:
+    """Always the same one. Views of a sample lie near each other (cos about 0.5), as in a model half trained.
+
+    ``domains``: those of the views, where they are not the objective's own.
+    """
+    domains = domains or VIEWS[objective]
     generator = torch.Generator().manual_seed(n)
     centre = torch.randn(n, d, generator=generator)
-    views = [centre + torch.randn(n, d, generator=generator) for _ in VIEWS[objective]]
-    infonce, queue = objective != "MP-NCE", None
+    views = [centre + torch.randn(n, d, generator=generator) for _ in domains]
+    across, learnable, queue = objective in ("InfoNCE", "Queue"), objective == "MP-NCE", None
     if objective == "Queue":
         older = torch.randn((QUEUED - 1) * n, d, generator=generator)
         queue = F.normalize(torch.cat([older, views[0].flip(0)]), dim=1).to(device, dtype)
         views = [centre]
-    if infonce:
+    if across:
         views = [F.normalize(view, dim=1) for view in views]
     # On the device, as in a trainer: so the host knows how many rows each domain has.
-    embeddings, sample_ids, domain_ids = stack_views([view.to(device, dtype) for view in views], VIEWS[objective])
-    if infonce:
-        temperature, offset = torch.full((2, 2), 0.07), torch.zeros(2, 2)
-    else:
+    embeddings, sample_ids, domain_ids = stack_views([view.to(device, dtype) for view in views], domains)
+    if learnable:
         temperature, offset = torch.tensor([[0.07, 0.06], [0.06, 0.08]]), torch.tensor([[0.1, 0.0], [0.0, 0.05]])
+    else:
+        temperature, offset = torch.full((2, 2), 0.07), torch.zeros(2, 2)
     return Batch(
         objective,
         embeddings.requires_grad_(),
         sample_ids,
         domain_ids,
-        temperature.to(device).requires_grad_(not infonce),
-        offset.to(device).requires_grad_(not infonce),
-        ~torch.eye(2, dtype=torch.bool) if infonce else None,
-        normalize=not infonce,
+        temperature.to(device).requires_grad_(learnable),
+        offset.to(device).requires_grad_(learnable),
+        ~torch.eye(2, dtype=torch.bool) if across else None,
+        normalize=not across,
+        views=domains,
         queue=queue,
     )
 
 
 def loss_and_gradients(loss: Tensor, batch: Batch) -> list[Tensor]:
-    return [loss.detach(), *torch.autograd.grad(loss, batch.leaves)]
-
-
-def expected(batch: Batch) -> list[Tensor]:
-    """The loss and its gradients in float64, from the specification; M x M matrices, so for small batches only."""
-
-    def exact(t: Tensor) -> Tensor:
-        return t.detach().double().requires_grad_(t.requires_grad)
-
-    tables = {"temperature": exact(batch.temperature), "offset": exact(batch.offset), "domain_mask": batch.domain_mask}
-    z, candidates = exact(batch.embeddings), batch.candidates()
-    if candidates:
-        candidates["candidates"] = candidates["candidates"].double()
-    options = tables | candidates
-    loss = reference.mp_nce(z, batch.sample_ids, batch.domain_ids, normalize=batch.normalize, **options)
-    leaves = [t for t in (z, tables["temperature"], tables["offset"]) if t.requires_grad]
-    return [loss.detach(), *torch.autograd.grad(loss, leaves)]
-
-
-def expected_when_large(batch: Batch) -> list[Tensor]:
-    """The same for some anchors at a time, and no queue: 6 M² D flops, and memory for a few matrices of PANEL elements.
-
-    In float64 for rows of float32; in float32 for those of 16 bits, of whose tolerance its error is a thousandth.
-    """
-    dtype = torch.float64 if batch.embeddings.dtype == torch.float32 else torch.float32
-
-    def leaf(t: Tensor) -> Tensor:
-        return t.detach().to(dtype).requires_grad_()
-
-    z, temperature, offset = leaf(batch.embeddings), leaf(batch.temperature), leaf(batch.offset)
-    unit = F.normalize(z, dim=1) if batch.normalize else z
-    rows, m = leaf(unit), len(z)
-    lower, upper = (
-        f(batch.domain_ids[:, None], torch.arange(2, device=z.device)) for f in (torch.minimum, torch.maximum)
-    )
-    is_of = (batch.domain_ids == torch.arange(2, device=z.device)[:, None]).to(dtype)
-    total, grads = z.new_zeros(()), [torch.zeros_like(t) for t in (rows, temperature, offset)]
-    height = max(1, PANEL // m)
-    for start in range(0, m, height):
-        panel = slice(start, start + height)
-        # Of each row the (2,) entries for its domain with either, spread over the columns by their domain: as a product, since
-        # the gradient of an index adds up the entries of a column one after the other.
-        tau, b = (t[lower[panel], upper[panel]] @ is_of for t in (temperature, offset))
-        s = (rows[panel] @ rows.T - b) / tau
-        same = batch.sample_ids[panel, None] == batch.sample_ids
-        positive = same.clone()
-        positive.diagonal(start)[: len(positive)] = False
-        out = torch.zeros_like(same)
-        if batch.domain_mask is not None:
-            out = ~batch.domain_mask.to(z.device)[batch.domain_ids[panel]][:, batch.domain_ids]
-        nu = s.masked_fill(same | out, -torch.inf).logsumexp(1)
-        positive &= ~out
-        row, column = positive.nonzero(as_tuple=True)
-        each = F.softplus(nu[row] - s[row, column], threshold=50) / positive.sum(1)[row]
-        loss = each.sum() / m  # every row has a positive
-        total += loss.detach()
-        for grad, more in zip(grads, torch.autograd.grad(loss, (rows, temperature, offset)), strict=True):
-            grad += more
-    if batch.normalize:
-        (grads[0],) = torch.autograd.grad(unit, z, grads[0])
-    return [
-        total,
-        *(
-            g
-            for g, t in zip(grads, (batch.embeddings, batch.temperature, batch.offset), strict=True)
-            if t.requires_grad
-        ),
-    ]
-
-
-def expected_products(batch: Batch) -> list[Tensor]:
-    """(Z Zᵀ) Z in float64, by way of the small Zᵀ Z."""
-    z = batch.embeddings.detach().double()
-    return [z @ (z.T @ z)]
+    """Without those of leaves that the loss takes for constants."""
+    grads = torch.autograd.grad(loss, batch.leaves, allow_unused=True)
+    return [loss.detach(), *(g for g in grads if g is not None)]

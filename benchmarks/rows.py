@@ -17,7 +17,7 @@ class Row:
     """One provider at one size. What was not measured is None, and ``note`` says why; it is never 0."""
 
     device: str  # "cpu", "cuda" or "dry-run"
-    objective: str  # "MP-NCE", "InfoNCE" or "Queue"; another name where a part of the work is measured
+    objective: str  # one of problems.VIEWS; another name where a part of the work is measured
     provider: str
     mode: str  # "forward+backward", or "products" for the floor
     n: int  # samples

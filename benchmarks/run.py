@@ -17,7 +17,7 @@ import torch
 
 from .devices import CPU, CUDA
 from .dry_run import DryRun
-from .problems import MOST_SAMPLES_BESIDE_QUEUE, VIEWS, columns
+from .problems import MOST_SAMPLES, VIEWS, columns
 from .progress import bar
 from .providers import PROVIDERS, Provider
 from .ratios import GPU_N
@@ -46,7 +46,7 @@ def main(
     refused = False
     for n in bar(sorted(options.sizes), desc="sizes", unit="size"):
         for objective in VIEWS:
-            if objective == "Queue" and n > MOST_SAMPLES_BESIDE_QUEUE:
+            if n > MOST_SAMPLES.get(objective, n):
                 continue
             sizes = objective, n, columns(objective, options.dim)
             rows = measure(*sizes, device, options.seconds, rate, run, providers, unusable=unusable)

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .definitions import ALIKE_IN_PAIRS, expected_when_large
 from .devices import Device
 from .measure import CHECKED_SAMPLES, WrongAnswerError, check, repeat_interleaved
-from .problems import Batch, expected, expected_when_large, make_batch, needed_flops, num_rows
+from .problems import Batch, make_batch, needed_flops, num_rows
 from .progress import bar
 from .providers import Provider
 from .rows import Row, versions
@@ -151,9 +152,9 @@ def measure(
 
 def impossible(case: Case, rate: float) -> str:
     """Why the case cannot run here, by what its provider is known to need; empty if it can. Ours may take its time."""
-    if reason := _missing(case.provider.module):
+    if reason := missing(case.provider.module):
         return reason
-    need = (case.provider.matrices * case.m + 8 * case.d) * case.m * case.dtype.itemsize
+    need = case.provider.bytes_needed(case.m, case.d, case.dtype)
     have = case.device.available_memory()
     if need > have:
         return f"needs about {need / 2**30:.0f} GiB, {have / 2**30:.0f} are free"
@@ -170,7 +171,7 @@ def judge(case: Case, result: list[Tensor], standards: dict) -> None:
     provider = case.provider
     if case.n <= CHECKED_SAMPLES or not provider.needs_small_batch:
         check(result, provider.expected(case.batch()), case.dtype)
-    elif case.device.fast and provider.expected is expected:
+    elif case.device.fast and provider.expected in ALIKE_IN_PAIRS:
         if case.dtype not in standards:
             standards[case.dtype] = expected_when_large(case.batch())
         check(result, standards[case.dtype], case.dtype)
@@ -190,7 +191,7 @@ def product_rate(device: Device) -> float:
     return 2 * 2048**2 * 512 / min(times)
 
 
-def _missing(needed: str) -> str:
+def missing(needed: str) -> str:
     """What is not there of a module, or of one and a name in it, "module:name"; empty if all is."""
     module, _, name = needed.partition(":")
     try:

@@ -9,18 +9,18 @@ import torch
 
 pytest.importorskip("matplotlib")
 
+from benchmarks import definitions, ratios
 from benchmarks import measure as measuring
-from benchmarks import problems, ratios
+from benchmarks.definitions import expected
 from benchmarks.devices import CPU
 from benchmarks.dry_run import DryRun
 from benchmarks.measure import CHECKED_SAMPLES, WrongAnswerError, check_on_few, repeat_interleaved
 from benchmarks.plot import plot
-from benchmarks.problems import VIEWS, expected, make_batch
+from benchmarks.problems import VIEWS, make_batch
 from benchmarks.providers import (
     COMPILED,
     EAGER,
     FLOOR,
-    FLOOR_PANEL,
     OURS,
     PROVIDERS,
     TUNED_COMPILED,
@@ -28,10 +28,11 @@ from benchmarks.providers import (
     floor,
     ours,
 )
+from benchmarks.providers.pytorch import FLOOR_PANEL
 from benchmarks.report import write_readme, write_report
 from benchmarks.rows import Row, merge, read_rows, write_rows
 from benchmarks.run import main
-from benchmarks.session import OurError, measure
+from benchmarks.session import OurError, measure, missing
 
 CASES = [
     pytest.param(provider, objective, dtype, id=f"{provider.name}-{objective}-{dtype}")
@@ -114,8 +115,8 @@ def hungry(batch):
 
 @pytest.mark.parametrize(("provider", "objective", "dtype"), CASES)
 def test_providers_are_right(provider, objective, dtype):
-    if provider.name.startswith("open_clip"):
-        pytest.importorskip("open_clip")
+    if reason := missing(provider.module):
+        pytest.skip(reason)
     check_on_few(provider, objective, 40, 32, dtype, "cpu")
 
 
@@ -167,10 +168,10 @@ def test_only_right_answers_are_measured():
 @pytest.mark.parametrize("objective", [objective for objective in VIEWS if objective != "Queue"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_right_answer_to_a_large_problem(objective, dtype, monkeypatch):
-    monkeypatch.setattr(problems, "PANEL", 1000)
+    monkeypatch.setattr(definitions, "PANEL", 1000)
     batch = make_batch(objective, 40, 24, dtype)
     tolerance = 1e-12 if dtype == torch.float32 else 1e-5
-    for got, right in zip(problems.expected_when_large(batch), expected(batch), strict=True):
+    for got, right in zip(definitions.expected_when_large(batch), expected(batch), strict=True):
         if right.shape == (2, 2):
             got, right = (t.triu() + t.tril(-1).T for t in (got, right))
         torch.testing.assert_close(got.double(), right, rtol=tolerance, atol=tolerance * right.abs().max().item())
