@@ -45,6 +45,10 @@ class Device(ABC):
         """Bytes that are free."""
 
     @abstractmethod
+    def total_memory(self) -> int:
+        """Bytes that it has."""
+
+    @abstractmethod
     def machine(self) -> str:
         """What the figures were measured on."""
 
@@ -70,8 +74,10 @@ class CPU(Device):
                 raise MemoryError("the process was killed") from None
 
     def available_memory(self) -> int:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        return _in_bytes("/proc/meminfo", "MemAvailable")
+
+    def total_memory(self) -> int:
+        return _in_bytes("/proc/meminfo", "MemTotal")
 
     def machine(self) -> str:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -116,6 +122,9 @@ class CUDA(Device):
         self.runtime.empty_cache()
         return self.runtime.mem_get_info()[0]
 
+    def total_memory(self) -> int:
+        return self.runtime.get_device_properties(0).total_memory
+
     def machine(self) -> str:
         properties = self.runtime.get_device_properties(0)
         return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
@@ -138,15 +147,16 @@ def _extra_memory_here(provider: Provider, objective: str, n: int, d: int, dtype
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before = _status("VmRSS")
+    before = _in_bytes("/proc/self/status", "VmRSS")
     step()
-    return _status("VmHWM") - before
+    return _in_bytes("/proc/self/status", "VmHWM") - before
 
 
-def _status(field: str) -> int:
-    """Bytes of a field of /proc/self/status, which is in KiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+def _in_bytes(file: str, field: str) -> int:
+    """A field of a file of the kernel's that is in KiB."""
+    return next(
+        int(line.split()[1]) * 1024 for line in Path(file).read_text().splitlines() if line.startswith(f"{field}:")
+    )
 
 
 def _cpu_model() -> str:

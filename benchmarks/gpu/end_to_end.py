@@ -24,6 +24,8 @@ PROBLEMS = (
     ("MP-NCE", 256, 512),
     ("MP-NCE", 4096, 512),
 )
+#: Small, for packages that compute in float32 with M x M matrices.
+DENSE = (("InfoNCE", 4096, 512), ("NT-Xent", 4096, 512), ("SupCon", 4096, 512))
 HOST_BOUND = 4096  # samples at most: replays of CUDA graphs beside the rest
 SECONDS = 4.0  # to repeat the steps of one problem in
 _IS_COMPILED = "torch.compile"
@@ -49,6 +51,7 @@ def tasks(context: Context) -> list[Task]:
         ),
         (f"{PART}, beside torch.compile", bf16, PROBLEMS, lambda p: p.is_ours or _IS_COMPILED in p.name, 30),
         (f"{PART}, float32", fp32, PROBLEMS[-1:], plain, 12),
+        (f"{PART}, float32, beside other packages", fp32, DENSE, lambda p: _IS_COMPILED not in p.name, 15),
     ]
     return [
         Task(PART, f"{objective}, N = {n}, D = {d}{part.removeprefix(PART)}", run, seconds)
