@@ -138,5 +138,5 @@ PROVIDERS = (
 REPLAYED = tuple(
     replace(p, name=f"{p.name}, CUDA graph", prepare=replayed(p.prepare), objectives=("MP-NCE",), keeps_memory=True)
     for p in PROVIDERS
-    if p.name in (OURS, OURS_IN_CUDA, TUNED_COMPILED)
+    if p.name in (OURS, OURS_IN_CUDA, TUNED_COMPILED) and "MP-NCE" in p.objectives
 )
