@@ -28,7 +28,7 @@ from benchmarks.providers import (
     floor,
     ours,
 )
-from benchmarks.report import write_readme, write_report
+from benchmarks.report import write_report, write_tables
 from benchmarks.rows import Row, merge, read_rows, write_rows
 from benchmarks.run import main
 from benchmarks.session import OurError, measure
@@ -290,23 +290,33 @@ def test_report_and_plots_need_the_file_alone(tmp_path):
     assert (tmp_path / "cpu_mp_nce.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_readme_gets_the_tables_and_the_plots(tmp_path):
-    readme, results = tmp_path / "README.md", tmp_path / "benchmarks"
-    readme.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
-    write_rows(results / "cpu.csv", [row()])
+def test_the_readme_gets_headlines_and_the_docs_get_tables_and_plots(tmp_path):
+    readme, page, results = tmp_path / "README.md", tmp_path / "docs" / "page.md", tmp_path / "benchmarks"
+    page.parent.mkdir()
+    for path in (readme, page):
+        path.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
+    write_rows(results / "cpu.csv", [row(), row(provider=EAGER, p50=4.1)])
     for _ in range(2):  # the second time it replaces its own
-        write_readme(readme, results)
-    text = readme.read_text()
-    assert text.startswith("before\n<!-- results -->\na machine; a version; 2026-01-01\n\n| what | measured |")
-    assert text.endswith("<!-- /results -->\nafter\n")
-    assert "old" not in text
-    assert text.count("(benchmarks/cpu_mp_nce.svg)") == 1
+        write_tables(readme, page, results)
+    for path in (readme, page):
+        text = path.read_text()
+        assert text.startswith("before\n<!-- results -->\na machine; a version; 2026-01-01\n\n| what | measured |")
+        assert text.endswith("<!-- /results -->\nafter\n")
+        assert "old" not in text
+    assert page.read_text().count("(../benchmarks/cpu_mp_nce.svg)") == 1
+    assert "| 4096 | 1 s" in page.read_text()
+    measured = [line.split(" | ")[1:] for line in readme.read_text().splitlines() if line.startswith("| eager")]
+    assert measured == [["4.1 (4.1 s / 1 s)", "aim reached |"]]
+    found = ratios.results(read_rows(results / "cpu.csv"))
+    hold = [r for r in found if r.verdict not in ("MISSED", "not measured")]
+    assert f"[All figures](docs/page.md): {len(hold)} of {len(found)} are as required." in readme.read_text()
     write_rows(results / "cuda.csv", [row(device="cuda", machine="a GPU")])
-    write_readme(readme, results)
-    assert "\na GPU; a version" in readme.read_text()
+    write_tables(readme, page, results)
+    for path in (readme, page):
+        assert "\na GPU; a version" in path.read_text()
     readme.write_text("without an end <!-- results -->")
     with pytest.raises(ValueError, match="<!-- /results -->"):
-        write_readme(readme, results)
+        write_tables(readme, page, results)
 
 
 def test_the_command(tmp_path, capsys):
