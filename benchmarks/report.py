@@ -44,13 +44,15 @@ def write_between_markers(page: Path, text: str) -> None:
 
 
 def headlines(path: Path, all_of_them: str) -> str:
-    """The few results that say most, whatever they are, and how many of all hold."""
+    """A few results, which were chosen before they were measured, and how many of all are as required."""
     rows = latest_machine(read_rows(path))
     found = results(rows)
     chosen = [r for what in HEADLINES for r in found if r.what.startswith(what)]
     text = table(["what", "measured", "verdict"], [[r.what, r.measured, r.verdict] for r in chosen])
-    hold = sum(r.verdict in ("holds", "aim reached") for r in found)
-    return f"{_head(rows)}\n{text}\n{all_of_them}: {hold} of {len(found)} are as required.\n"
+    hold, open_ones = (sum(r.verdict.startswith(v) for r in found) for v in (("holds", "aim reached"), "not measured"))
+    return (
+        f"{_head(rows)}\n{text}\n{all_of_them}: of {len(found)}, {hold} are as required and {open_ones} not measured.\n"
+    )
 
 
 def markdown(path: Path, folder: Path = Path()) -> str:

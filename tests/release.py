@@ -24,7 +24,7 @@ def main(*versions: str) -> None:
         run(python, *pip, "install", *NEEDED, *FOR_TESTS, cwd=ROOT)
         run(python, *pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", DIST, sdist, cwd=ROOT)
         (wheel,) = DIST.glob(f"*-cp{version.replace('.', '')}-*.whl")
-        run(python, *pip, "install", "--no-deps", wheel, cwd=ROOT)
+        run(python, *pip, "install", wheel, cwd=ROOT)
         with tempfile.TemporaryDirectory() as folder:
             elsewhere = copy_tests(Path(folder) / "elsewhere")
             tests = [f"tests/{name}" for name in TESTS]

@@ -139,7 +139,7 @@ def test_the_site_builds(tmp_path):
     environment = os.environ | {
         "NO_MKDOCS_2_WARNING": "1",
         "PYTHONPATH": str(ROOT),
-        "no_proxy": "",
+        "http_proxy": "http://localhost:9",  # nobody is there
         "https_proxy": "http://localhost:9",
     }
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
