@@ -44,7 +44,7 @@ def write_between_markers(page: Path, text: str) -> None:
 
 
 def headlines(path: Path, all_of_them: str) -> str:
-    """A few results, which were chosen before they were measured, and how many of all are as required."""
+    """A few results, the same ones however they turn out, and how many of all are as required."""
     rows = latest_machine(read_rows(path))
     found = results(rows)
     chosen = [r for what in HEADLINES for r in found if r.what.startswith(what)]
