@@ -243,6 +243,10 @@ def _disagree(what: str) -> float:
         ids = ids[1:]
     if what == "way":
         options["communication"] = "ring" if rank else "gather"
+    if what == "reduction":
+        options["reduction"] = "sum" if rank else "mean"
+    if what == "anchor_weight" and rank:
+        options["anchor_weight"] = torch.ones(6)
     return mp_nce(z, ids, torch.arange(6) % 2, **options).item()
 
 
@@ -257,6 +261,8 @@ def _disagree(what: str) -> float:
         ("candidates", "ValueError: whether candidates is given"),
         ("gradient", "ValueError: whether embeddings requires a gradient"),
         ("way", "ValueError: communication"),
+        ("reduction", "ValueError: reduction"),
+        ("anchor_weight", "ValueError: whether anchor_weight is given"),
     ],
 )
 def test_ranks_that_disagree_all_raise(what, message, pair):
@@ -271,6 +277,18 @@ def test_an_error_on_one_rank_is_known_to_all(pair):
     assert str(first).startswith("RuntimeError: rank 1 of the process group raised an error")
     assert str(second).startswith("ValueError: sample_ids must have shape (6,)")
     _all_right(pair(_disagree, "nothing"))
+
+
+def _second_derivative() -> None:
+    z, ids = torch.randn(6, 4, requires_grad=True), torch.arange(6) // 2
+    loss = mp_nce(z, ids, process_group=dist.group.WORLD)
+    (grad,) = torch.autograd.grad(loss, z, create_graph=True)
+    (loss + grad.square().sum()).backward()
+
+
+def test_a_second_derivative_is_a_clear_error(pair):
+    for result in pair(_second_derivative):
+        assert str(result).startswith("RuntimeError: mp_nce with a process_group has no second derivative")
 
 
 def _dies(seconds: float) -> float:

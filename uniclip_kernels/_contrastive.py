@@ -83,7 +83,8 @@ def contrastive(
     if process_group is not None:
         from ._ranks import Way, across_ranks
 
-        return across_ranks(objective, call, process_group, Way(communication, gradient_reduction))
+        way = Way(communication, gradient_reduction, reduction, anchor_weight is not None)
+        return across_ranks(objective, call, process_group, way)
     inputs, options = prepare(objective, **call)
     if options.backend == REFERENCE:
         return _by_reference(inputs, options, anchor_weight, reduction)
