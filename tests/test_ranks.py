@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from tests.cases import Case
 from tests.evaluate import Result, assert_matches, evaluate
@@ -277,6 +278,18 @@ def test_an_error_on_one_rank_is_known_to_all(pair):
     assert str(first).startswith("RuntimeError: rank 1 of the process group raised an error")
     assert str(second).startswith("ValueError: sample_ids must have shape (6,)")
     _all_right(pair(_disagree, "nothing"))
+
+
+def _copy_of_a_module() -> bool:
+    criterion, z, ids = MPNCELoss(process_group=dist.group.WORLD), torch.randn(6, 4), torch.arange(6) // 2
+    copied = AveragedModel(criterion)
+    assert copied.module.process_group is criterion.process_group
+    assert copied.module.offset is not criterion.offset
+    return torch.equal(copied(z, ids), criterion(z, ids))
+
+
+def test_a_copy_of_a_module_has_its_process_group(pair):
+    assert all(_all_right(pair(_copy_of_a_module)))
 
 
 def _second_derivative() -> None:

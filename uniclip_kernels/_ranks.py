@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import _engine, _objectives
 from ._backend import REFERENCE, Backend, find
-from ._checks import REDUCTIONS, check_reverse_mode
+from ._checks import REDUCTIONS, check_process_group, check_reverse_mode
 from ._contrastive import COMMUNICATIONS, GRADIENT_REDUCTIONS, prepare, reduced
 from ._exchange import Exchange
 from ._objectives import OBJECTIVES
@@ -86,8 +86,7 @@ NUM_NUMBERS = 10 + len(_OPTIONAL) + len(_DIFFERENTIABLE) + 2  # facts, and how m
 @torch.compiler.disable
 def across_ranks(objective: str, call: dict[str, Any], group: dist.ProcessGroup, way: Way) -> Tensor:
     """The loss of all ranks' rows; ``call``: the arguments of ``prepare``."""
-    if not isinstance(group, dist.ProcessGroup):
-        raise TypeError(f"process_group must be a torch.distributed.ProcessGroup, got {type(group).__name__}")
+    check_process_group(group)
     anchor_weight = call["anchor_weight"]
     exchange = Exchange(group, way.communication)
     with exchange.told(NUM_NUMBERS):
