@@ -1,12 +1,14 @@
-"""Train UniCLIP on pictures and texts: ``python examples/train.py --help`` tells all.
+"""Train UniCLIP on pictures and texts: ``python examples/train.py --help`` tells all. torchrun runs it on several ranks.
 
 Beside this file, in uniclip/: `sources`, `samples` and `openmoji` (data), `text` and `augment` (what the encoders
-see), `model`, `objective` and `trainer` (one step), `retrieval` (evaluation), `metrics` and `plots` (what is written).
+see), `model`, `objective` and `trainer` (one step), `distributed` (ranks), `retrieval` (evaluation), `metrics` and
+`plots` (what is written).
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import signal
 import sys
@@ -14,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from tqdm import tqdm
-from uniclip import checkpoint, files, plots, sources
+from uniclip import checkpoint, distributed, files, plots, sources
 from uniclip.metrics import RECALLS, Metrics, peak_memory_bytes
 from uniclip.options import parse, settings
 from uniclip.retrieval import HeldOut, recalls, similarities
@@ -27,22 +29,24 @@ INTERRUPTED = 130  # exit status, as the shell has it
 
 
 def main() -> int:
-    options = parse()
-    try:
-        return run(options)
-    except (sources.DataError, checkpoint.CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nquit at once; steps since the last checkpoint are lost", file=sys.stderr)
-        return INTERRUPTED
+    with distributed.joined():
+        options = parse()
+        try:
+            return run(options)
+        except (sources.DataError, checkpoint.CheckpointError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print("\nquit at once; steps since the last checkpoint are lost", file=sys.stderr)
+            return INTERRUPTED
 
 
 def run(options: argparse.Namespace) -> int:
     saved = options.out / "checkpoint.pt"
     state = checkpoint.load(saved, settings(options)) if options.resume else None
 
-    samples = sources.load(options.data, options.limit)
+    with distributed.one_first():  # it renders and keeps the drawings
+        samples = sources.load(options.data, options.limit)
     train, test = split(samples, options.seed)
     held_out = HeldOut.of(test)
     fingerprint = samples.fingerprint()
@@ -53,7 +57,9 @@ def run(options: argparse.Namespace) -> int:
     trainer = Trainer(train, options)
     if state:
         trainer.load_state_dict(state["trainer"])
-    elif saved.exists():
+    if distributed.rank() > 0:
+        return follow(trainer)
+    if saved.exists() and not state:
         earlier = options.out / "earlier"
         files.set_aside(options.out, RESULTS, earlier)
         print(f"the run that was in {options.out} is now in {earlier}")
@@ -86,6 +92,16 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def follow(trainer: Trainer) -> int:
+    """The run of all ranks but the first, which does the rest alone."""
+    with interrupts() as interrupted:
+        while trainer.step < trainer.steps:
+            if interrupted():
+                return INTERRUPTED
+            trainer.train_step()
+    return 0
+
+
 def epoch_row(trainer: Trainer, held_out: HeldOut, options: argparse.Namespace) -> dict:
     """The line of metrics.jsonl for the epoch that has just ended; evaluation is of the averaged weights."""
     measured = dict.fromkeys(RECALLS)
@@ -111,7 +127,7 @@ def progress(trainer: Trainer) -> tqdm:
 
 @contextmanager
 def interrupts() -> Iterator[Callable[[], bool]]:
-    """Tells whether Ctrl-C was pressed; it ends nothing by itself the first time, everything the second time."""
+    """Tells whether Ctrl-C was pressed, on any rank; it ends nothing by itself the first time, everything the second time."""
     pressed = False
 
     def note(*_) -> None:
@@ -121,14 +137,16 @@ def interrupts() -> Iterator[Callable[[], bool]]:
 
     previous = signal.signal(signal.SIGINT, note)
     try:
-        yield lambda: pressed
+        yield lambda: distributed.any_rank(pressed)
     finally:
         signal.signal(signal.SIGINT, previous)
 
 
 def resume_command() -> str:
-    command = sys.orig_argv if "--resume" in sys.argv else [*sys.orig_argv, "--resume"]
-    return shlex.join(command)
+    command = sys.orig_argv
+    if distributed.size() > 1:
+        command = ["torchrun", "--nproc-per-node", os.environ["LOCAL_WORLD_SIZE"], *sys.argv]
+    return shlex.join(command if "--resume" in sys.argv else [*command, "--resume"])
 
 
 if __name__ == "__main__":

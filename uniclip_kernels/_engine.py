@@ -315,10 +315,11 @@ def strips(
 def _panels(backend: Backend, problem: Problem) -> list[Panel]:
     """Panels end with their domain where masked pairs of domains can be left out for it; kernels skip other masked tiles."""
     side, sizes, allowed = backend.panel_rows(problem.rows), problem.domain_sizes, problem.allowed_pairs
+    some_are_masked = allowed is not None and not all(allowed)
     if backend.known_on_host:
-        return panels_of_tiles(problem.layout.tiles, problem.edges, backend.block, side, by_domain=allowed is not None)
+        return panels_of_tiles(problem.layout.tiles, problem.edges, backend.block, side, by_domain=some_are_masked)
     own, *others = itertools.pairwise([0, *problem.edges])
     others = [panel for edge in others for panel in uniform_panels(*edge, backend.block, side)]
-    if sizes is not None and allowed is not None and not all(allowed):
+    if sizes is not None and some_are_masked:
         return panels_of_sizes(sizes, backend.block, side) + others
     return uniform_panels(*own, backend.block, side) + others

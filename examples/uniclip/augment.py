@@ -39,14 +39,14 @@ def identity(count: int, device: torch.device | str = "cpu") -> Tensor:
     return torch.zeros(count, len(FIELDS), device=device)
 
 
-def draw(count: int, device: torch.device | str = "cpu") -> Tensor:
+def draw(count: int) -> Tensor:
     """(count, len(FIELDS)) float32 random augmentations, from torch's global generator."""
 
     def uniform(low: float, high: float) -> Tensor:
-        return torch.empty(count, device=device).uniform_(low, high)
+        return torch.empty(count).uniform_(low, high)
 
     def chance(probability: float) -> Tensor:
-        return (torch.rand(count, device=device) < probability).float()
+        return (torch.rand(count) < probability).float()
 
     area, aspect = uniform(*AREA), uniform(*map(math.log, ASPECT)).exp()
     width, height = (area * aspect).sqrt(), (area / aspect).sqrt()

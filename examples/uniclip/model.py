@@ -7,9 +7,12 @@ from torch import Tensor, nn
 
 from .augment import FIELDS
 from .objective import Objective
-from .text import BUCKETS
+from .text import BUCKETS, HIDDEN_ID, Bags
 
-HIDDEN = 0.3  # share of a text's features that it is trained without, so that none of them decides alone
+
+def norm(width: int) -> nn.GroupNorm:
+    """Over 16 channels of one picture. BatchNorm would make a picture depend on which others are on its rank or in its chunk."""
+    return nn.GroupNorm(width // 16, width)
 
 
 class ResidualConv(nn.Module):
@@ -19,10 +22,10 @@ class ResidualConv(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(
             nn.Conv2d(width, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
+            norm(width),
             nn.ReLU(inplace=True),
             nn.Conv2d(width, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
+            norm(width),
         )
         nn.init.zeros_(self.layers[-1].weight)
 
@@ -56,7 +59,7 @@ class ImageEncoder(nn.Sequential):
             stride, padding = (4, 0) if kernel == 4 else (2, 1)
             layers += [
                 nn.Conv2d(channels, width, kernel, stride, padding, bias=False),
-                nn.BatchNorm2d(width),
+                norm(width),
                 nn.ReLU(inplace=True),
                 ResidualConv(width),
             ]
@@ -88,19 +91,17 @@ class AugmentationAwareHead(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Bags of text features, as from `text.TextTable.bags`, to (N, embedding)."""
+    """Bags of text features to (N, embedding)."""
 
     def __init__(self, width: int, hidden: int, embedding: int) -> None:
         super().__init__()
         # One more row than there are features: the hidden ones point to it, and it is left out of the mean.
-        self.table = nn.EmbeddingBag(BUCKETS + 1, width, mode="mean", padding_idx=BUCKETS)
+        self.table = nn.EmbeddingBag(BUCKETS + 1, width, mode="mean", padding_idx=HIDDEN_ID, include_last_offset=True)
         nn.init.normal_(self.table.weight, std=0.02)
         self.layers = nn.Sequential(ResidualMLP(width, hidden), nn.LayerNorm(width), nn.Linear(width, embedding))
 
-    def forward(self, ids: Tensor, offsets: Tensor) -> Tensor:
-        if self.training:
-            ids = ids.masked_fill(torch.rand(ids.shape, device=ids.device) < HIDDEN, BUCKETS)
-        return self.layers(self.table(ids, offsets))
+    def forward(self, texts: Bags) -> Tensor:
+        return self.layers(self.table(*texts))
 
 
 class UniCLIP(nn.Module):
@@ -127,10 +128,10 @@ class UniCLIP(nn.Module):
         """(N, 3, S, S) pictures and (N, F) augmentation vectors to (N, D) embeddings that texts are compared with."""
         return self.heads["image"](self.image(images), augmentation)
 
-    def encode_text(self, ids: Tensor, offsets: Tensor) -> Tensor:
-        return self.text(ids, offsets)
+    def encode_text(self, texts: Bags) -> Tensor:
+        return self.text(texts)
 
-    def forward(self, views: list[Tensor], augmentations: list[Tensor], texts: tuple[Tensor, Tensor]) -> list[Tensor]:
+    def forward(self, views: list[Tensor], augmentations: list[Tensor], texts: Bags) -> list[Tensor]:
         """Embeddings of a batch of N samples: one (N, D) tensor for each of the objective's rows, images first.
 
         views          (N, 3, S, S) augmented pictures, one tensor a view
@@ -142,4 +143,4 @@ class UniCLIP(nn.Module):
         images = [
             self.heads[names[domain]](features[view], augmentations[view]) for view, domain in self.objective.image_rows
         ]
-        return images + list(self.text(*texts).chunk(self.objective.text_rows))
+        return images + list(self.text(texts).chunk(self.objective.text_rows))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch.distributed import ProcessGroup
 
 from uniclip_kernels import MPNCELoss
 
@@ -37,12 +38,13 @@ class Objective:
         """The domain of each row of a sample, images first."""
         return [domain for _, domain in self.image_rows] + [TEXT] * self.text_rows
 
-    def loss(self, backend: str | None) -> MPNCELoss:
+    def loss(self, backend: str | None, group: ProcessGroup | None = None) -> MPNCELoss:
         """The loss with a learnable temperature and offset for each pair of domains."""
         mask = torch.zeros(len(self.domains), len(self.domains), dtype=torch.bool)
         for first, second in self.pairs:
             mask[first, second] = mask[second, first] = True
-        return MPNCELoss(len(self.domains), domain_mask=None if mask.all() else mask, backend=backend)
+        mask = None if mask.all() else mask
+        return MPNCELoss(len(self.domains), domain_mask=mask, process_group=group, backend=backend)
 
 
 OBJECTIVES = {

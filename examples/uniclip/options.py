@@ -10,6 +10,7 @@ import torch
 
 from uniclip_kernels import backends
 
+from .distributed import local_rank
 from .objective import OBJECTIVES
 
 DESCRIPTION = """\
@@ -37,6 +38,12 @@ objectives:
   clip          one view and one caption, picture against text only
   simclr+clip   clip, beside a second image head in which two views of a picture meet
 
+ranks:
+  torchrun --nproc-per-node 2 examples/train.py --cache-chunk 64
+  shares out each batch to two processes, each with its own GPU if there are any. The numbers differ from those of one
+  process by rounding alone, and --resume takes any number of ranks. All must see --data and --out; the first alone
+  prints, evaluates and writes.
+
 written to --out:
   metrics.jsonl     one JSON object an epoch
   checkpoint.pt     after each epoch and on Ctrl-C, never half written
@@ -45,7 +52,8 @@ written to --out:
   retrieval.png     held-out texts with their five nearest held-out pictures
 
 Ctrl-C ends the step in hand, saves, and prints the command that goes on; what follows is the same, bit for bit, as if
-it had not been stopped (same machine, same number of threads). A second Ctrl-C quits at once."""
+it had not been stopped (same machine, same number of threads, ranks and --cache-chunk). A second Ctrl-C quits at
+once."""
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -71,7 +79,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help=f"of the loss; usable here: {', '.join(usable)}; default: the best",
     )
     add("--epochs", type=_positive, default=36, help="passes over the training samples; default: %(default)s")
-    add("--batch-size", type=_batch_size, default=128, help="samples a step; default: %(default)s")
+    add("--batch-size", type=_batch_size, default=128, help="samples a step, over all ranks; default: %(default)s")
+    add(
+        "--cache-chunk",
+        type=_positive,
+        metavar="N",
+        help="encode N samples of a rank at a time, and each of them twice, so that a batch may be larger than the memory "
+        "that its encoding takes",
+    )
     add("--limit", type=_positive, metavar="N", help="read the first N rows of the data only")
     add(
         "--seed",
@@ -89,7 +104,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--device",
         type=_device,
         default=_default_device(),
-        help="cpu, cuda, cuda:1 …; default here: %(default)s",
+        help="cpu, cuda (each rank its own), cuda:1 …; default here: %(default)s",
     )
     add(
         "--resume",
@@ -140,11 +155,14 @@ def _folder(text: str) -> Path:
 def _device(text: str) -> torch.device:
     try:
         device = torch.device(text)
+        if device == torch.device("cuda"):
+            device = torch.device("cuda", local_rank())
+            torch.cuda.set_device(device)
         torch.zeros((), device=device).item()  # what has no values, such as meta, fails here
     except (RuntimeError, AssertionError) as error:
         raise argparse.ArgumentTypeError(f"{text} is not usable here: {str(error).splitlines()[0]}") from None
     return device
 
 
-def _default_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -55,7 +55,7 @@ def similarities(model: UniCLIP, held_out: HeldOut) -> Tensor:
         nothing = augment.identity(len(images), device)
         pictures.append(model.encode_image(augment.apply(images.to(device), nothing, model.image_size), nothing))
     texts = [
-        model.encode_text(*held_out.table.bags(rows, device))
+        model.encode_text(held_out.table.bags.take(rows).to(device))
         for rows in torch.arange(len(held_out.captions)).split(CHUNK)
     ]
     model.train()

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from itertools import pairwise
+from typing import NamedTuple
 from zlib import crc32
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 BUCKETS = 2**15  # rows of the embedding table; features that share one by chance do little harm
+HIDDEN_ID = BUCKETS  # stands for a feature that is not shown
+HIDDEN = 0.3  # share of a text's features that it is trained without, so that none of them decides alone
 _WORD = re.compile(r"\w+")
 
 
@@ -30,13 +34,38 @@ def features(text: str) -> list[int]:
     return [crc32(key.encode()) % BUCKETS for key in keys or [""]]
 
 
+class Bags(NamedTuple):
+    """The features of texts in one flat tensor, as ``torch.nn.EmbeddingBag`` takes them with ``include_last_offset``.
+
+    ids     (F,) int64
+    starts  (T + 1,) int64; those of text t are ids[starts[t] : starts[t + 1]]
+    """
+
+    ids: Tensor
+    starts: Tensor
+
+    def take(self, rows: Tensor) -> Bags:
+        """The texts in ``rows``."""
+        lengths = self.starts.diff()[rows]
+        starts = F.pad(lengths.cumsum(0), (1, 0))
+        places = torch.arange(len(lengths)).repeat_interleave(lengths)
+        return Bags(self.ids[torch.arange(len(places)) + (self.starts[rows] - starts[:-1])[places]], starts)
+
+    def with_some_hidden(self) -> Bags:
+        """Each feature hidden or not by torch's global generator."""
+        return Bags(self.ids.masked_fill(torch.rand(self.ids.shape) < HIDDEN, HIDDEN_ID), self.starts)
+
+    def to(self, device: torch.device) -> Bags:
+        return Bags(self.ids.to(device), self.starts.to(device))
+
+
 class TextTable:
-    """The features of many texts in one flat tensor; ``texts`` is a list for each sample."""
+    """The features of many texts; ``texts`` is a list for each sample."""
 
     def __init__(self, texts: list[list[str]]) -> None:
         bags = [features(text) for of_sample in texts for text in of_sample]
-        self.ids = torch.tensor([i for bag in bags for i in bag])
-        self.starts = torch.tensor([0] + [len(bag) for bag in bags]).cumsum(0)
+        starts = torch.tensor([0] + [len(bag) for bag in bags]).cumsum(0)
+        self.bags = Bags(torch.tensor([i for bag in bags for i in bag]), starts)
         self.counts = torch.tensor([len(of_sample) for of_sample in texts])
         self.first = self.counts.cumsum(0) - self.counts
 
@@ -47,11 +76,3 @@ class TextTable:
         """
         counts = self.counts if among is None else among
         return self.first[samples] + (torch.rand(len(samples)) * counts[samples]).long()
-
-    def bags(self, rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-        """``(ids, offsets)`` of the texts in ``rows``, as ``torch.nn.EmbeddingBag`` takes them."""
-        starts = self.starts[rows]
-        lengths = self.starts[rows + 1] - starts
-        offsets = lengths.cumsum(0) - lengths
-        ids = self.ids[torch.arange(int(lengths.sum())) + (starts - offsets).repeat_interleave(lengths)]
-        return ids.to(device), offsets.to(device)

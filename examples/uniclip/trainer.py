@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from uniclip_kernels import stack_views
+from uniclip_kernels import cached_backward, stack_views
 
-from . import augment
+from . import augment, distributed
 from .metrics import Stopwatch
 from .model import UniCLIP
 from .objective import OBJECTIVES
-from .samples import Samples
-from .text import TextTable
+from .samples import DataError, Samples
+from .text import Bags, TextTable
 
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.05
@@ -29,13 +30,17 @@ class Trainer:
     """Model, loss, optimizer and schedule over one set of training samples.
 
     All randomness of a step follows from the seed and the number of the step, and the order of the samples from the
-    seed and the epoch. So a checkpoint needs no generator states to go on exactly as if it had never stopped.
+    seed and the epoch. So a checkpoint needs no generator states to go on exactly as if it had never stopped. How many
+    ranks share a batch, and in which chunks each encodes its share, changes rounding alone.
     """
 
     def __init__(self, samples: Samples, options: argparse.Namespace) -> None:
         self.samples, self.device, self.seed = samples, options.device, options.seed
+        self.cache_chunk = options.cache_chunk
         self.objective = OBJECTIVES[options.objective]
         self.batch_size = min(options.batch_size, len(samples))
+        if self.batch_size < (ranks := distributed.size()):
+            raise DataError(f"--batch-size: a batch of {self.batch_size} cannot be shared by {ranks} ranks")
         self.steps_an_epoch = len(samples) // self.batch_size
         self.captions = torch.tensor([len(captions) for captions in samples.captions])
         every = zip(samples.captions, samples.extra_texts, strict=True)
@@ -43,8 +48,9 @@ class Trainer:
 
         torch.manual_seed(options.seed)
         self.model = UniCLIP(self.objective).to(self.device, memory_format=torch.channels_last)
-        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGING), use_buffers=True)
-        self.loss = self.objective.loss(options.backend).to(self.device)
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGING))
+        self.towers = distributed.towers(self.model)
+        self.loss = self.objective.loss(options.backend, distributed.group()).to(self.device)
         self.optimizer = _adamw(self.model, self.loss)
         self.steps = self.steps_an_epoch * options.epochs
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: warm_up_cosine(step, self.steps))
@@ -63,49 +69,71 @@ class Trainer:
     def train_step(self) -> float:
         """Take one step; returns its loss, and adds that and the seconds of its three parts to ``sums``.
 
-        The embeddings are cut off the graph between encoders and loss, so that the two can be timed apart: encoders
-        (augmentation, forward and backward), loss (forward and backward), optimizer (and average of the weights).
+        They are encoders (augmentation, forward and backward), loss (forward and backward), optimizer (and average of
+        the weights).
         """
         watch = Stopwatch(self.device)
-        views, augmentations, texts = self._batch()
-        rows = self.model(views, augmentations, texts)
-        leaves = [row.detach().requires_grad_() for row in rows]
-        encoders = watch.lap()
 
-        loss = self.loss(*stack_views(leaves, self.objective.row_domains))
-        loss.backward()
+        def spent(part: str) -> None:
+            self.sums[f"seconds_{part}"] += watch.lap()
+
+        inputs, share = self._batch(), distributed.share(self.batch_size)
+
+        def encode(positions: Tensor) -> list[Tensor]:
+            return self.towers(*inputs(positions))
+
+        def loss_of(*rows: Tensor) -> Tensor:
+            spent("encoders")
+            rows[-1].register_hook(lambda _: spent("loss"))  # gradients come back to the last rows first
+            embeddings, sample_ids, domain_ids = stack_views(rows, self.objective.row_domains)
+            return self.loss(embeddings, sample_ids + int(share[0]), domain_ids)
+
+        if self.cache_chunk is None:
+            loss = loss_of(*encode(share))
+            loss.backward()
+        else:
+            waiting = [self.towers] if distributed.size() > 1 else []
+            loss = cached_backward(encode, share.split(self.cache_chunk), loss_of, no_sync=waiting)
         value = loss.item()
+        spent("encoders")
         if not math.isfinite(value):
             raise FloatingPointError(f"the loss became {value} in step {self.step + 1}")
-        self.sums["seconds_loss"] += watch.lap()
-
-        torch.autograd.backward(rows, [leaf.grad for leaf in leaves])
-        self.sums["seconds_encoders"] += encoders + watch.lap()
 
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.schedule.step()
         self.average.update_parameters(self.model)
-        self.sums["seconds_optimizer"] += watch.lap()
+        spent("optimizer")
 
         self.step += 1
         self.sums["loss"] += value
         return value
 
-    def _batch(self) -> tuple[list[Tensor], list[Tensor], tuple[Tensor, Tensor]]:
+    def _batch(self) -> Callable[[Tensor], tuple[list[Tensor], list[Tensor], Bags]]:
+        """Gives what the model takes of the samples at some positions in the batch.
+
+        What is random is drawn here, for the whole batch, whichever of them this rank will ask for.
+        """
         epoch, position = divmod(self.step, self.steps_an_epoch)
         torch.manual_seed(_derived_seed(self.seed, 0, epoch))
         order = torch.randperm(len(self.samples))
         chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
 
         torch.manual_seed(_derived_seed(self.seed, 1, self.step))
-        images = self.samples.images[chosen].to(self.device)
-        augmentations = [augment.draw(len(images), self.device) for _ in range(self.objective.image_views)]
-        views = [augment.apply(images, what, self.model.image_size) for what in augmentations]
+        drawn = [augment.draw(len(chosen)) for _ in range(self.objective.image_views)]
         # The first text of a sample is one of its captions, any further ones may be extra texts too.
         pools = [self.captions] + [None] * (self.objective.text_rows - 1)
-        rows = torch.cat([self.texts.draw(chosen, pool) for pool in pools])
-        return views, augmentations, self.texts.bags(rows, self.device)
+        rows = torch.stack([self.texts.draw(chosen, pool) for pool in pools])
+        texts = self.texts.bags.take(rows.flatten()).with_some_hidden()
+        places = torch.arange(rows.numel()).view_as(rows)
+
+        def inputs(positions: Tensor) -> tuple[list[Tensor], list[Tensor], Bags]:
+            images = self.samples.images[chosen[positions]].to(self.device)
+            augmentations = [what[positions].to(self.device) for what in drawn]
+            views = [augment.apply(images, what, self.model.image_size) for what in augmentations]
+            return views, augmentations, texts.take(places[:, positions].flatten()).to(self.device)
+
+        return inputs
 
     def state_dict(self) -> dict:
         parts = {name: getattr(self, name).state_dict() for name in self._PARTS}

@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import train
 from uniclip.options import parse
 
 MEASURED_ANEW = {"seconds_encoders", "seconds_loss", "seconds_optimizer", "peak_memory_bytes"}
 
 
+def arguments(folder: Path, out: Path, *more: str) -> list[str]:
+    return ["--data", str(folder), "--out", str(out), "--device", "cpu", "--batch-size", "7", *more]
+
+
 def run(folder: Path, out: Path, *more: str) -> int:
-    arguments = ["--data", str(folder), "--out", str(out), "--device", "cpu", "--batch-size", "7", *more]
-    return train.run(parse(arguments))
+    return train.run(parse(arguments(folder, out, *more)))
+
+
+@contextmanager
+def ctrl_c_after(step: int) -> Iterator[None]:
+    """A run in this is interrupted after that step."""
+    train_step = train.Trainer.train_step
+
+    def step_then_press(trainer):
+        loss = train_step(trainer)
+        if trainer.step == step:
+            signal.raise_signal(signal.SIGINT)
+        return loss
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.Trainer, "train_step", step_then_press)
+        yield
 
 
 def metrics(out: Path) -> list[dict]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import shutil
@@ -18,7 +19,7 @@ from PIL import Image
 from uniclip import checkpoint, files
 
 from tests.examples.conftest import EXAMPLES
-from tests.examples.runs import MEASURED_ANEW, metrics, numbers, run
+from tests.examples.runs import MEASURED_ANEW, ctrl_c_after, metrics, numbers, run
 
 
 @pytest.fixture(scope="module")
@@ -48,21 +49,11 @@ def assert_same(first, second, where: str = "") -> None:
 @pytest.mark.parametrize("stop_after", [0, 2, 3])
 def test_resumed_run_is_bit_identical(folder, tmp_path, uninterrupted, stop_after, monkeypatch, capsys):
     """Stopped by Ctrl-C before the first step, in the middle of an epoch of three steps, and at its end."""
-    step = train.Trainer.train_step
-
-    def press(*_):
-        signal.raise_signal(signal.SIGINT)
-
-    def press_then_step(trainer):
-        loss = step(trainer)
-        if trainer.step == stop_after:
-            press()
-        return loss
-
-    monkeypatch.setattr(train.Trainer, "train_step", press_then_step)
     if stop_after == 0:
-        monkeypatch.setattr(train, "progress", lambda *a, real=train.progress: (press(), real(*a))[1])
-    assert run(folder, tmp_path, "--epochs", "2") == train.INTERRUPTED
+        press, real = functools.partial(signal.raise_signal, signal.SIGINT), train.progress
+        monkeypatch.setattr(train, "progress", lambda *a: (press(), real(*a))[1])
+    with ctrl_c_after(stop_after):
+        assert run(folder, tmp_path, "--epochs", "2") == train.INTERRUPTED
     assert f"stopped after step {stop_after} of 6" in capsys.readouterr().out
     monkeypatch.undo()
     torch.manual_seed(12345)  # what the process did before must not matter

@@ -91,6 +91,7 @@ def test_data_error_ends_the_process_in_one_line(tmp_path):
         (["--out", ""], "'' is not a folder"),
         (["--out", f"{__file__}/below"], f"'{__file__}' is not a folder"),
         (["--batch-size", "1"], "must be at least 2, for there are no negatives otherwise, got 1"),
+        (["--cache-chunk", "0"], "--cache-chunk: must be at least 1, got 0"),
         (["--device", "meta"], "meta is not usable here"),
         (["--objective", "other"], "--objective: invalid choice"),
     ],
