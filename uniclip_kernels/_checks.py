@@ -241,7 +241,9 @@ def check_tables_now(temperature: Tensor, offset: Tensor, weight: Tensor, domain
 
 _TABLES_WANTED = "temperature must be positive and finite", "offset must be finite", "weight must be finite"
 _MASK_WANTED = "domain_mask must be symmetric"
-_EXCLUSION_WANTED = "exclude_ids and candidate_exclude_ids must be the same for all rows of a sample"
+_EXCLUSION_WANTED = (
+    "exclude_ids and candidate_exclude_ids (None: no row has one) must be the same for all rows of a sample"
+)
 _ANCHORS_WANTED = "anchor_weight must be non-negative and finite"
 _Condition = tuple[str, Tensor, Tensor]  # what must hold, of which tensor, where it does
 
