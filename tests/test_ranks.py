@@ -16,13 +16,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from tests.cases import Case
 from tests.evaluate import Result, assert_matches, evaluate
 from tests.objective_cases import BY_NAME
-from tests.ranks import RankError, ranks
+from tests.ranks import RankError, Ranks, ranks
 from tests.test_random import cases
 from uniclip_kernels import MPNCELoss, _exchange, cached_backward, mp_nce
 
@@ -174,29 +177,35 @@ def _parameters_after(way: str) -> list[Tensor]:
         torch.arange(N)[mine].repeat(2),
         (torch.arange(2 * len(range(N)[mine])) >= len(range(N)[mine])).long(),
     )
-    model = towers if alone or "summed" in way else DistributedDataParallel(towers)
+    if "FSDP" in way:
+        model = fully_shard(towers, mesh=init_device_mesh("cpu", (size,)))
+    else:
+        model = towers if alone or "summed" in way else DistributedDataParallel(towers)
     if "loss in DDP" in way:
         criterion = DistributedDataParallel(criterion)
+    loss_of = torch.compile(criterion, backend="aot_eager") if "compiled" in way else criterion
     exchanges = []
     if "cached" in way:
-        model.register_comm_hook(
-            None, lambda _, bucket: exchanges.append(1) or default_hooks.allreduce_hook(group, bucket)
-        )
+        if "FSDP" not in way:
+            model.register_comm_hook(
+                None, lambda _, bucket: exchanges.append(1) or default_hooks.allreduce_hook(group, bucket)
+            )
         chunks = list(zip(images[mine].split(5), texts[mine].split(5), strict=True))
         cached_backward(
             lambda chunk: model(*chunk),
             chunks,
-            lambda *views: criterion(torch.cat(views), sample_ids, domain_ids),
+            lambda *views: loss_of(torch.cat(views), sample_ids, domain_ids),
             no_sync=[model],
         )
-        assert len(exchanges) == 1
+        assert len(exchanges) == ("FSDP" not in way)
     else:
         steps = 2 if "accumulated" in way else 1
         for step in range(steps):
             with model.no_sync() if step + 1 < steps else contextlib.nullcontext():
                 views = model(images[mine], texts[mine])
-                (criterion(torch.cat(views), sample_ids, domain_ids) / steps).backward()
+                (loss_of(torch.cat(views), sample_ids, domain_ids) / steps).backward()
     grads = [p.grad for module in (towers, criterion) for p in module.parameters()]
+    grads = [grad.full_tensor() if isinstance(grad, DTensor) else grad for grad in grads]
     if "summed" in way:
         for grad in grads:
             dist.all_reduce(grad)
@@ -219,10 +228,37 @@ def _parameters_after(way: str) -> list[Tensor]:
 def test_parameters_get_the_gradient_of_one_process_with_the_whole_batch(way, group):
     """Each line of the table in docs/ranks.md."""
     _, run = group
+    _assert_that_of_one_process(way, run)
+
+
+@pytest.mark.parametrize("way", ["FSDP", "FSDP, cached in chunks", "DDP, compiled"])
+def test_fsdp_and_compile_likewise(way, pair):
+    _assert_that_of_one_process(way, pair)
+
+
+def _assert_that_of_one_process(way: str, run: Ranks) -> None:
     expected = _all_right(run(_parameters_after, "one process"))[0]
     for grads in _all_right(run(_parameters_after, way)):
         for got, right in zip(grads, expected, strict=True):
             torch.testing.assert_close(got, right, rtol=2e-5, atol=1e-7)
+
+
+def _under_autocast(communication: str) -> list[Tensor]:
+    options = dict(process_group=dist.group.WORLD, communication=communication, temperature=0.1)
+    found = []
+    for enabled in (False, True):
+        z = torch.randn(10, 8, generator=torch.Generator().manual_seed(dist.get_rank())).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = mp_nce(z, torch.arange(10) // 2, **options)
+        loss.backward()
+        found.append(torch.cat([loss.detach()[None], z.grad.flatten()]))
+    return found
+
+
+@pytest.mark.parametrize("communication", ["gather", "ring"])
+def test_autocast_changes_nothing(communication, pair):
+    for plain, under_autocast in _all_right(pair(_under_autocast, communication)):
+        assert torch.equal(plain, under_autocast)
 
 
 def _disagree(what: str) -> float:
