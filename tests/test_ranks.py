@@ -276,8 +276,10 @@ def _disagree(what: str) -> float:
         options |= dict(candidates=z, candidate_sample_ids=ids)
     if what == "gradient" and rank:
         z.requires_grad_()
-    if what == "error" and rank:
+    if what == "ids" and rank:
         ids = ids[1:]
+    if what == "choice" and rank:
+        options["communication"] = "rings"
     if what == "way":
         options["communication"] = "ring" if rank else "gather"
     if what == "reduction":
@@ -309,10 +311,14 @@ def test_ranks_that_disagree_all_raise(what, message, pair):
     _all_right(pair(_disagree, "nothing"))  # and go on
 
 
-def test_an_error_on_one_rank_is_known_to_all(pair):
-    first, second = pair(_disagree, "error")
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [("ids", "ValueError: sample_ids must have shape (6,)"), ("choice", "ValueError: communication must be")],
+)
+def test_an_error_on_one_rank_is_known_to_all(what, message, pair):
+    first, second = pair(_disagree, what)
     assert str(first).startswith("RuntimeError: rank 1 of the process group raised an error")
-    assert str(second).startswith("ValueError: sample_ids must have shape (6,)")
+    assert str(second).startswith(message)
     _all_right(pair(_disagree, "nothing"))
 
 

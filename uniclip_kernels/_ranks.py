@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import _engine, _objectives
 from ._backend import REFERENCE, Backend, find
-from ._checks import REDUCTIONS, check_process_group, check_reverse_mode
+from ._checks import REDUCTIONS, check_choice, check_process_group, check_reverse_mode
 from ._contrastive import COMMUNICATIONS, GRADIENT_REDUCTIONS, prepare, reduced
 from ._exchange import Exchange
 from ._objectives import OBJECTIVES
@@ -90,6 +90,8 @@ def across_ranks(objective: str, call: dict[str, Any], group: dist.ProcessGroup,
     anchor_weight = call["anchor_weight"]
     exchange = Exchange(group, way.communication)
     with exchange.told(NUM_NUMBERS):
+        check_choice("communication", way.communication, COMMUNICATIONS)
+        check_choice("gradient_reduction", way.gradient_reduction, GRADIENT_REDUCTIONS)
         inputs, options = prepare(objective, **call)
         if options.backend == REFERENCE:
             raise ValueError("backend must not be 'reference' with a process_group")
