@@ -21,9 +21,9 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.cases import Case
 from tests.evaluate import Result, assert_matches, evaluate
 from tests.objective_cases import BY_NAME
-from tests.ranks import RankError, ranks
+from tests.ranks import RankError, bytes_sent, ranks
 from tests.test_random import cases
-from uniclip_kernels import MPNCELoss, _exchange, cached_backward, mp_nce
+from uniclip_kernels import MPNCELoss, cached_backward, mp_nce
 
 SOME = ("rows-65", "five-domains", "padding", "mask-some-of-five", "none", "empty", "few-samples", "norms-0.0001-10000")
 SOME += ("temperature-0.005", "weight-negative", "many-positives", "classes-10-of-3-domains", "larger", "domains-40")
@@ -291,27 +291,9 @@ def test_a_rank_that_dies_ends_the_others_within_the_timeout():
 
 def _bytes_sent(communication: str, m: int, d: int) -> tuple[int, int]:
     """By this rank, forward and backward: of a gather what comes from the others, which is as much."""
-    sent = []
-    gather, batch, reduce = _exchange._all_gather, dist.batch_isend_irecv, dist.all_reduce
-
-    def counted_gather(out, mine, **options):
-        sent.append((dist.get_world_size() - 1) * mine.nbytes)
-        return gather(out, mine, **options)
-
-    def counted_batch(operations):
-        sent.append(sum(op.tensor.nbytes for op in operations if op.op is dist.isend))
-        return batch(operations)
-
-    def counted_reduce(tensor, *args, **options):
-        sent.append(2 * tensor.nbytes)
-        return reduce(tensor, *args, **options)
-
     z = torch.randn(m, d, dtype=torch.bfloat16, requires_grad=True)
     ids = torch.arange(m) // 2 + m * dist.get_rank()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_exchange, "_all_gather", counted_gather)
-        patch.setattr(dist, "batch_isend_irecv", counted_batch)
-        patch.setattr(dist, "all_reduce", counted_reduce)
+    with bytes_sent() as sent:
         loss = mp_nce(z, ids, process_group=dist.group.WORLD, communication=communication)
         forward = sum(sent)
         loss.backward()
