@@ -46,7 +46,8 @@ class Ranks:
 
 @contextlib.contextmanager
 def ranks(size: int, timeout: float = TIMEOUT) -> Iterator[Ranks]:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.ranks"])
     with tempfile.TemporaryDirectory() as folder:
         pairs = [context.Pipe() for _ in range(size)]
         store = Path(folder, "store").as_uri()
