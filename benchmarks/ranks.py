@@ -215,29 +215,30 @@ def _row(case: Case, seconds: list[float], found: list[int] | None, note: str, r
 
 
 def markdown(rows: list[Row]) -> str:
-    """Of one machine and size: a line for each objective and provider, with times by the number of ranks."""
-    sizes, by_case = sorted({r.ranks for r in rows}), {(r.objective, r.provider, r.ranks): r for r in rows}
-    most, some = sizes[-1], rows[0]
-    head = ["objective", "provider", *(f"{s} rank{'s' * (s > 1)}" for s in sizes)]
-    head += [f"sent by each of {most}", f"memory of each of {most}"]
-    lines = []
-    for objective, providers in PROVIDERS.items():
-        for provider in providers:
-            cells = [
-                by_case.get((objective, AS_ALONE.get(provider, provider) if s == 1 else provider, s)) for s in sizes
-            ]
-            last, times = cells[-1], ["—" if c is None or c.p50 is None else time_text(c) for c in cells]
-            memory = (
-                ["—"] * 2 if last is None or last.p50 is None else map(megabytes, (last.sent_bytes, last.extra_bytes))
-            )
-            lines.append([objective, provider, *times, *memory])
-    text = (
-        f"{some.machine}; {some.version}; {max(r.run for r in rows)[:10]}. N = {some.n} samples in all, D = {some.d},\n"
-    )
-    text += f"float32, forward + backward on {CORES} cores, however many ranks share them: median of the slowest rank's time (20th\n"
-    text += "to 80th percentile). One rank is one process without a group.\n\n" + table(head, lines)
-    text += "".join(f"\n* — {r.provider}, {r.ranks} ranks: {r.note}\n" for r in rows if r.note)
-    return text + "\n" + ratio_table([ratio.result(rows) for ratio in RATIOS])
+    """Of one run: a line for each objective and provider, with times by the number of ranks."""
+    sizes, last = sorted({row.ranks for row in rows}), rows[-1]
+    head = ["objective", "provider", *(f"{size} rank{'s' * (size > 1)}" for size in sizes)]
+    head += [f"sent by each of {sizes[-1]}", f"memory of each of {sizes[-1]}"]
+    lines = [_line(rows, objective, name, sizes) for objective, names in PROVIDERS.items() for name in names]
+    text = f"""{last.machine}; {last.version}; {last.run[:10]}. N = {last.n} samples in all, D = {last.d}, float32,
+forward + backward; {CORES} cores, however many ranks share them. Median of the slowest rank's time (20th to 80th percentile).
+One rank is one process without a group.
+
+{table(head, lines)}"""
+    text += "".join(f"\n* — {row.provider}, {row.ranks} ranks: {row.note}\n" for row in rows if row.note)
+    return f"{text}\n{ratio_table([ratio.result(rows) for ratio in RATIOS])}"
+
+
+def _line(rows: list[Row], objective: str, name: str, sizes: list[int]) -> list[str]:
+    timed = {(row.provider, row.ranks): row for row in rows if row.objective == objective and row.p50 is not None}
+    found = [timed.get((AS_ALONE.get(name, name) if size == 1 else name, size)) for size in sizes]
+    last, times = found[-1], ["—" if row is None else time_text(row) for row in found]
+    return [
+        objective,
+        name,
+        *times,
+        *(["—"] * 2 if last is None else map(megabytes, (last.sent_bytes, last.extra_bytes))),
+    ]
 
 
 def main(arguments: list[str] | None = None) -> int:
