@@ -189,13 +189,6 @@ PROBLEMS = [
 PROBLEMS += [Problem(ranks, rows) for ranks, rows in ((512, 8192), (512, 32768), (4096, 1024), (4096, 4096))]
 
 
-def rows_where_once_wins(ranks: int, compared: float, c: Cluster, dim: int = 512) -> int:
-    """The fewest rows a rank, of powers of 2, for which ``pairs_once`` is faster than ``gather``."""
-    powers = (2**i for i in range(4, 24))
-    problems = (Problem(ranks, rows, dim, compared=compared) for rows in powers)
-    return next(p.rows for p in problems if pairs_once(p, c).seconds < gather(p, c).seconds)
-
-
 def markdown(c: Cluster) -> str:
     head = ["ranks", "rows a rank", "rows in all", *WAYS]
     lines = [

@@ -96,6 +96,19 @@ def test_flops_lie_between_each_pair_once_and_each_pair_twice():
         assert modelled(size, "each pair once").flops == 4 * whole
 
 
+@pytest.mark.parametrize("size", [8, 64, 512, 4096])
+def test_what_docs_ranks_says_of_the_model(size):
+    def ratio(rows: int, way: str, **options) -> float:
+        problem = Problem(size, rows, **options)
+        return scaling.WAYS[way](problem, H100).seconds / scaling.gather(problem, H100).seconds
+
+    assert ratio(7000, "each pair once") > 1 > ratio(9000, "each pair once")
+    assert ratio(3500, "each pair once", compared=1) > 1 > ratio(5000, "each pair once", compared=1)
+    assert 1.9 < ratio(1024, "each pair once") < 2
+    assert 0.70 < ratio(65536, "each pair once") < 0.73
+    assert ratio(65536, "ring") < 1.15 < 1.5 < ratio(32768, "ring")
+
+
 def test_the_table_is_that_of_the_model():
     """Run python -m benchmarks.scaling after a change."""
     assert (scaling.RESULTS / "scaling.md").read_text() == scaling.markdown(H100)
