@@ -38,7 +38,11 @@ class Cluster:
     network: float
     link_share: float
     latency: float  # of a message
-    host: float  # seconds until the kernels of one block of rows are launched
+    host: float  # seconds until the kernels over one block of rows are launched
+
+    def tiles(self, flops: float) -> float:
+        """Seconds of our kernels over a block of rows."""
+        return max(flops / self.flops, self.host)
 
     def gathering(self, ranks: int) -> float:
         """Bytes a second that arrive at a rank in a collective: rings through all network cards of a node side by side."""
@@ -70,7 +74,7 @@ H100 = Cluster(
 
 @dataclass(frozen=True)
 class Problem:
-    """``rows`` (m) of each of W ``ranks``, of ``dim`` (D) elements."""
+    """``rows`` (m) of each of W ``ranks``, two or more, of ``dim`` (D) elements."""
 
     ranks: int
     rows: int
@@ -111,8 +115,8 @@ def gather(p: Problem, c: Cluster) -> Cost:
     """Rows of all ranks come once, then a few numbers of each; own rows are computed meanwhile."""
     forward, backward = p.block * p.others, 2 * p.block * p.others
     rows, terms = (p.others * p.rows * each for each in (p.row_bytes + IDS, TERMS))
-    seconds = max(p.own_pairs / c.flops, _collective(p, c, rows)) + forward / c.flops
-    seconds += max(3 * p.own_pairs / c.flops, _collective(p, c, terms)) + backward / c.flops
+    seconds = max(c.tiles(p.own_pairs), _collective(p, c, rows)) + c.tiles(forward)
+    seconds += max(c.tiles(3 * p.own_pairs), _collective(p, c, terms)) + c.tiles(backward)
     memory = GATHER_COPIES * (p.ranks + 1) * p.rows * p.row_bytes
     return Cost(4 * p.own_pairs + forward + backward, rows + terms, memory, seconds)
 
@@ -121,13 +125,8 @@ def ring(p: Problem, c: Cluster) -> Cost:
     """Blocks of rows pass by, each sent on while it is computed with: in every round of the forward pass, and once more."""
 
     def passing(own: float, block: float, bytes_a_row: int) -> float:
-        arrival = p.rows * bytes_a_row / c.passing(p.ranks) + c.latency
-        compute = max(block / c.flops, c.host)
-        return (
-            max(own / c.flops, arrival) + (p.others - 1) * max(compute, arrival) + compute
-            if p.others
-            else own / c.flops
-        )
+        arrival, compute = p.rows * bytes_a_row / c.passing(p.ranks) + c.latency, c.tiles(block)
+        return max(c.tiles(own), arrival) + (p.others - 1) * max(compute, arrival) + compute
 
     bytes_a_row = p.row_bytes + IDS
     seconds = passing(p.own_pairs, p.block, bytes_a_row) + (p.rounds - 1) * passing(0, 0, bytes_a_row)
@@ -142,9 +141,9 @@ def pairs_once(p: Problem, c: Cluster) -> Cost:
     forward, backward = p.block * p.others / 2, 1.5 * p.block * p.others
     sizes = p.row_bytes + IDS, PARTIAL, TERMS, 4 * p.dim
     rows, partial, terms, gradients = (p.others * p.rows * each for each in sizes)
-    seconds = max(p.own_pairs / c.flops, _collective(p, c, rows)) + forward / c.flops + _collective(p, c, partial)
+    seconds = max(c.tiles(p.own_pairs), _collective(p, c, rows)) + c.tiles(forward) + _collective(p, c, partial)
     seconds += (
-        max(3 * p.own_pairs / c.flops, _collective(p, c, terms)) + backward / c.flops + _collective(p, c, gradients)
+        max(c.tiles(3 * p.own_pairs), _collective(p, c, terms)) + c.tiles(backward) + _collective(p, c, gradients)
     )
     memory = gather(p, c).memory + 4 * p.ranks * p.rows * p.dim
     return Cost(4 * p.own_pairs + forward + backward, rows + partial + terms + gradients, memory, seconds)
@@ -164,7 +163,8 @@ def own_logits(p: Problem, c: Cluster) -> Cost:
 
 
 def _with_logits(p: Problem, c: Cluster, products: float, logits: float) -> Cost:
-    """``products``: D times as many flops are in the forward pass; ``logits``: elements of one matrix of them."""
+    """``products``: D times as many flops are in the forward pass; ``logits``: elements of one matrix of them. The host's time,
+    for some dozens of operators, is left out."""
     rows, flops = p.others * p.rows * p.row_bytes, 3 * products * p.dim
     seconds = flops / c.product_flops + 4 * LOGIT_PASSES * logits / c.memory_rate + 2 * _collective(p, c, rows)
     return Cost(flops, 2 * rows, 4 * LOGITS_ALIVE * logits + 2 * p.ranks * p.rows * p.row_bytes, seconds)
@@ -183,10 +183,8 @@ WAYS: dict[str, Callable[[Problem, Cluster], Cost]] = {
     "ClipLoss": whole_logits,
 }
 OURS = "gather", "ring"
-PROBLEMS = [
-    Problem(ranks, rows) for ranks, rows in ((8, 1024), (8, 8192), (8, 65536), (64, 1024), (64, 8192), (64, 65536))
-]
-PROBLEMS += [Problem(ranks, rows) for ranks, rows in ((512, 8192), (512, 32768), (4096, 1024), (4096, 4096))]
+PROBLEMS = [Problem(8, rows) for rows in (1024, 8192, 65536)] + [Problem(64, rows) for rows in (1024, 8192, 65536)]
+PROBLEMS += [Problem(512, 8192), Problem(512, 32768), Problem(4096, 1024), Problem(4096, 4096)]
 
 
 def markdown(c: Cluster) -> str:
@@ -239,7 +237,7 @@ def plot(path: Path, c: Cluster, rows: int = 4096) -> None:
         memory.plot(sizes, [cost.memory / 1e9 for cost in costs], **style)
     memory.axhline(c.memory / 1e9, color="grey", linewidth=1)
     time.set_ylabel("modelled time of forward + backward, s")
-    memory.set_ylabel("memory of a rank beyond its rows, GB")
+    memory.set_ylabel("memory of a rank beyond its rows, GB; the line: what an H100 has")
     for axes in (time, memory):
         axes.set(xscale="log", yscale="log", xlabel=f"ranks, of {rows} rows each")
         axes.set_xticks(sizes[::2], [str(size) for size in sizes[::2]], minor=False)
