@@ -17,8 +17,8 @@ from .report import digits, table
 
 RESULTS = Path(__file__).parent / "results"
 IDS, TERMS, PARTIAL = 24, 20, 8  # bytes a row: three int64, five float32, and what a row's sum over negatives needs
-#: What is alive at the peak, in units of the rows that have come, or of own rows: received, split off, joined, ready for tiles.
-GATHER_COPIES, RING_BLOCKS = 4, 14
+#: What is alive at the peak: copies of all rows (arrived, joined to own ones, ready for tiles), and blocks like own rows.
+GATHER_COPIES, GATHER_BLOCKS, RING_BLOCKS = 3, 4, 14
 #: Of ClipLoss, in logits' matrices of float32: 4 passes of two log-softmaxes, 6 of their gradients, 2 of zeros, 6 of products
 #: and sums; and how many are alive at once.
 LOGIT_PASSES, LOGITS_ALIVE = 18, 4
@@ -117,7 +117,7 @@ def gather(p: Problem, c: Cluster) -> Cost:
     rows, terms = (p.others * p.rows * each for each in (p.row_bytes + IDS, TERMS))
     seconds = max(c.tiles(p.own_pairs), _collective(p, c, rows)) + c.tiles(forward)
     seconds += max(c.tiles(3 * p.own_pairs), _collective(p, c, terms)) + c.tiles(backward)
-    memory = GATHER_COPIES * (p.ranks + 1) * p.rows * p.row_bytes
+    memory = (GATHER_COPIES * p.ranks + GATHER_BLOCKS) * p.rows * p.row_bytes
     return Cost(4 * p.own_pairs + forward + backward, rows + terms, memory, seconds)
 
 
