@@ -53,6 +53,7 @@ test-torch: install $(OTHER)/installed
 
 bench: install
 	$(BIN)/python -m benchmarks.run $(ARGS)
+	$(BIN)/python -m benchmarks.ranks
 
 # Looks for a GPU before anything is installed, then builds for it, checks on it, measures on it; benchmarks/gpu/__main__.py
 # says what ARGS there are. With ARGS=--existing the environment is that of PYTHON as it is.

@@ -10,7 +10,7 @@ from .problems import VIEWS, size_text
 from .ratios import Result, results
 from .rows import Row, latest_machine, plot_name, read_rows, series
 
-BEGIN, END = "<!-- results -->", "<!-- /results -->"  # in the README
+BEGIN, END = "<!-- results -->", "<!-- /results -->"  # in the README and in docs
 
 
 def write_report(path: Path) -> str:
@@ -28,11 +28,15 @@ def write_readme(readme: Path, folder: Path) -> None:
     """Replaces what is between the markers with the reports on the CPU and the GPU, as far as the folder has them."""
     paths = [path for path in (folder / "cpu.csv", folder / "cuda.csv") if path.exists()]
     reports = "\n".join(markdown(path, folder.relative_to(readme.parent)) for path in paths)
-    before, _, rest = readme.read_text().partition(BEGIN)
+    write_between_markers(readme, reports)
+
+
+def write_between_markers(page: Path, text: str) -> None:
+    before, _, rest = page.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not end:
-        raise ValueError(f"{readme} has no {BEGIN} followed by {END}")
-    readme.write_text(f"{before}{BEGIN}\n{reports}{END}{after}")
+        raise ValueError(f"{page} has no {BEGIN} followed by {END}")
+    page.write_text(f"{before}{BEGIN}\n{text}{END}{after}")
 
 
 def markdown(path: Path, folder: Path = Path()) -> str:
@@ -70,13 +74,17 @@ def size_table(rows: list[Row]) -> str:
 
 
 def _cell(row: Row) -> str:
-    if row.p50 is None:
-        return "—"
+    return "—" if row.p50 is None else f"{time_text(row)}, {megabytes(row.extra_bytes)}"
+
+
+def time_text(row: Row) -> str:
     unit, scale = ("s", 1) if row.p50 >= 1 else ("ms", 1e3)
     p20, p50, p80 = (digits(p * scale) for p in (row.p20, row.p50, row.p80))
-    spread = f" ({p20} to {p80})" if row.repetitions > 1 else ""
-    extra = f"{row.extra_bytes / 1e6:.0f}" if row.extra_bytes >= 1e6 else "< 1"
-    return f"{p50} {unit}{spread}, {extra} MB"
+    return f"{p50} {unit}" + (f" ({p20} to {p80})" if row.repetitions > 1 else "")
+
+
+def megabytes(number: int) -> str:
+    return f"{number / 1e6:.0f} MB" if number >= 1e6 else "< 1 MB"
 
 
 def digits(x: float) -> str:
