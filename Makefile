@@ -1,5 +1,5 @@
-# make train | make test | make test-torch | make bench | make gpu | make docs | make lint | make release: each sets up what it
-# needs first.
+# make train | make test | make test-quick | make test-torch | make bench | make gpu | make docs | make lint | make release:
+# each sets up what it needs first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,7 +8,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 CPP := $(shell find csrc tests -name '*.h' -o -name '*.hpp' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 ARGS ?=
 
-.PHONY: install train test test-torch bench gpu docs lint release clean
+.PHONY: install train test test-quick test-torch bench gpu docs lint release clean
 
 install: $(STAMP)
 
@@ -29,6 +29,12 @@ train: install
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
+# For the inner loop, in under two minutes: the CPU backend on the grid, the public face, the layout.
+QUICK_TESTS := mp_nce modules inputs panels queue domain_similarity
+
+test-quick: install
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(QUICK_TESTS:%=tests/test_%.py) -k 'not low_precision and not any_operands' $(ARGS)
+
 # Another torch than that of `make install`, with the newest NumPy that the interpreter of Triton 3.6 works with.
 TORCH ?= 2.11.0
 OTHER := .venv-torch-$(TORCH)
@@ -48,6 +54,7 @@ test-torch: install $(OTHER)/installed
 
 bench: install
 	$(BIN)/python -m benchmarks.run $(ARGS)
+	$(BIN)/python -m benchmarks.ranks
 
 # Looks for a GPU before anything is installed, then builds for it, checks on it, measures on it; benchmarks/gpu/__main__.py
 # says what ARGS there are. With ARGS=--existing the environment is that of PYTHON as it is.

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -205,28 +206,28 @@ def eager_with_queue(batch: Batch) -> Step:
 
 
 def open_clip(batch: Batch) -> Step:
-    return _image_and_text(batch, _clip_loss())
+    return image_and_text(batch, _clip_loss())
 
 
 def open_clip_compiled(batch: Batch) -> Step:
-    return _ready(_image_and_text(batch, _compile(_clip_loss())))
+    return _ready(image_and_text(batch, _compile(_clip_loss())))
 
 
 def _clip_loss() -> torch.nn.Module:
-    return _clip_loss_class()()
+    return open_clip_losses().ClipLoss()
 
 
 @functools.cache  # a class loaded again would be compiled again
-def _clip_loss_class() -> type[torch.nn.Module]:
-    """From its file alone, which needs PyTorch: the package imports models and tokenizers that need much more."""
+def open_clip_losses() -> ModuleType:
+    """From their file alone, which needs PyTorch: the package imports models and tokenizers that need much more."""
     file = Path(importlib.util.find_spec("open_clip").origin).with_name("loss.py")
     spec = importlib.util.spec_from_file_location("open_clip_loss", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.ClipLoss
+    return module
 
 
-def _image_and_text(batch: Batch, loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Step:
+def image_and_text(batch: Batch, loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Step:
     """``loss`` takes image and text rows, and what similarities are multiplied by."""
     scale = 1 / batch.temperature[0, 1]
     return lambda: loss_and_gradients(loss(*batch.embeddings.chunk(2), scale), batch)
@@ -241,7 +242,7 @@ def inf_cl(batch: Batch) -> Step:
         to_text, to_image = (cal_flash_loss(*pair, None, scale, head) for pair in ((image, text), (text, image)))
         return (to_text.mean() + to_image.mean()) / 2
 
-    return _image_and_text(batch, loss)
+    return image_and_text(batch, loss)
 
 
 def memeff(batch: Batch) -> Step:
@@ -249,14 +250,14 @@ def memeff(batch: Batch) -> Step:
 
     # Not `stable`, which scales gradients by sqrt(N / temperature); its temperature is a constant on the host.
     loss = MemoryEfficientCLIPLoss(batch.temperature[0, 1].item(), normalized_inputs=True, stable=False)
-    return _image_and_text(batch, lambda image, text, scale: loss(image, text))
+    return image_and_text(batch, lambda image, text, scale: loss(image, text))
 
 
 def siglip(batch: Batch) -> Step:
     from siglip_kernel import fused_siglip_loss
 
     bias = torch.full_like(batch.temperature[0, 1], SIGLIP_BIAS)
-    return _image_and_text(batch, lambda image, text, scale: fused_siglip_loss(image, text, scale.log(), bias))
+    return image_and_text(batch, lambda image, text, scale: fused_siglip_loss(image, text, scale.log(), bias))
 
 
 def expected_siglip(batch: Batch) -> list[Tensor]:

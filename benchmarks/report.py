@@ -93,13 +93,17 @@ def size_table(rows: list[Row]) -> str:
 
 
 def _cell(row: Row) -> str:
-    if row.p50 is None:
-        return "—"
+    return "—" if row.p50 is None else f"{time_text(row)}, {megabytes(row.extra_bytes)}"
+
+
+def time_text(row: Row) -> str:
     unit, scale = ("s", 1) if row.p50 >= 1 else ("ms", 1e3)
     p20, p50, p80 = (digits(p * scale) for p in (row.p20, row.p50, row.p80))
-    spread = f" ({p20} to {p80})" if row.repetitions > 1 else ""
-    extra = f"{row.extra_bytes / 1e6:.0f}" if row.extra_bytes >= 1e6 else "< 1"
-    return f"{p50} {unit}{spread}, {extra} MB"
+    return f"{p50} {unit}" + (f" ({p20} to {p80})" if row.repetitions > 1 else "")
+
+
+def megabytes(number: int) -> str:
+    return f"{number / 1e6:.0f} MB" if number >= 1e6 else "< 1 MB"
 
 
 def digits(x: float) -> str:

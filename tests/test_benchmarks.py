@@ -11,6 +11,7 @@ pytest.importorskip("matplotlib")
 
 from benchmarks import measure as measuring
 from benchmarks import problems, ratios
+from benchmarks import ranks as over_ranks
 from benchmarks.devices import CPU
 from benchmarks.dry_run import DryRun
 from benchmarks.measure import CHECKED_SAMPLES, WrongAnswerError, check_on_few, repeat_interleaved
@@ -332,6 +333,34 @@ def test_the_command(tmp_path, capsys):
     assert measured.extra_bytes is not None
     assert "MP-NCE: M = 3·N rows, D = 8" in capsys.readouterr().out
     assert main([*arguments, str(tmp_path / "refused")], (wrong,)) == 1
+
+
+def test_the_command_for_ranks(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(over_ranks, "PROVIDERS", {"MP-NCE": over_ranks.PROVIDERS["MP-NCE"]})
+    arguments = ["--ranks", "1", "2", "--samples", "16", "--dim", "8", "--seconds", "0", "--out", str(tmp_path)]
+    assert over_ranks.main(arguments) == 0
+    alone, gather, ring = rows = read_rows(tmp_path / "ranks.csv")
+    assert [row.ranks for row in rows] == [1, 2, 2]
+    assert alone.sent_bytes == 0 < gather.sent_bytes < ring.sent_bytes
+    assert all(row.note == "" and row.p50 > 0 and row.extra_bytes is not None for row in rows)
+    text = (tmp_path / "ranks.md").read_text()
+    assert text.endswith(capsys.readouterr().out.removesuffix("\n"))
+    assert "| MP-NCE | uniclip-kernels, ring |" in text
+
+
+def test_wrong_gradients_over_ranks_are_refused(monkeypatch):
+    def wrong(group, function, case):
+        results = on_ranks(group, function, case)
+        if function is over_ranks._result and case.provider == over_ranks.RING:
+            results[1][1][3, 2] += 0.01 * abs(results[1][1]).max()
+        return results
+
+    on_ranks = over_ranks._on_ranks
+    monkeypatch.setattr(over_ranks, "_on_ranks", wrong)
+    gather, ring = over_ranks.measure("MP-NCE", [2], 8, 8, 0.0, "now")
+    assert (gather.note, gather.ranks, gather.repetitions) == ("", 2, 3)
+    assert ring.note.startswith("refused: tensor 1 is")
+    assert (ring.p50, ring.sent_bytes, ring.extra_bytes) == (None, None, None)
 
 
 def _result(rows: list[Row], what: str) -> ratios.Result:
