@@ -1,4 +1,5 @@
-# make train | make test | make test-quick | make test-torch | make bench | make gpu | make lint: each sets up what it needs first.
+# make train | make test | make test-quick | make test-torch | make bench | make gpu | make docs | make lint | make release:
+# each sets up what it needs first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +8,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 CPP := $(shell find csrc tests -name '*.h' -o -name '*.hpp' -o -name '*.cpp' -o -name '*.inc' -o -name '*.cu' -o -name '*.cuh')
 ARGS ?=
 
-.PHONY: install train test test-quick test-torch bench gpu lint clean
+.PHONY: install train test test-quick test-torch bench gpu docs lint release clean
 
 install: $(STAMP)
 
@@ -19,7 +20,7 @@ $(BIN)/python:
 # torch pins the version of cuda-toolkit, whose nvcc the tests need too; setup.py says what it builds and what switches that.
 $(STAMP): $(BIN)/python $(SOURCES)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1 'setuptools>=77' wheel 'pybind11>=2.13' ninja 'cuda-toolkit[nvcc,cccl]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[train,test,bench,lint]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[train,test,bench,docs,lint]'
 	@touch $@
 
 train: install
@@ -53,17 +54,29 @@ test-torch: install $(OTHER)/installed
 
 bench: install
 	$(BIN)/python -m benchmarks.run $(ARGS)
+	$(BIN)/python -m benchmarks.ranks
 
 # Looks for a GPU before anything is installed, then builds for it, checks on it, measures on it; benchmarks/gpu/__main__.py
 # says what ARGS there are. With ARGS=--existing the environment is that of PYTHON as it is.
 gpu:
 	$(PYTHON) -m benchmarks.gpu --python $(BIN)/python $(ARGS)
 
+# Into build/site. The variable quietens an advertisement.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict $(ARGS)
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
+
+# The sdist and, made of it, a wheel for each Python, tried where no source is near: docs/releasing.md.
+PYTHONS ?= 3.10 3.11 3.12 3.13 3.14
+release: install
+	rm -rf dist
+	$(BIN)/python -m build --sdist --no-isolation
+	$(BIN)/python -m tests.release $(PYTHONS)
 
 clean:
 	rm -rf $(VENV) .venv-torch-* build dist *.egg-info uniclip_kernels/*.so

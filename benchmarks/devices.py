@@ -79,10 +79,12 @@ class CPU(Device):
     def total_memory(self) -> int:
         return _in_bytes("/proc/meminfo", "MemTotal")
 
+    def cores(self) -> int:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
     def machine(self) -> str:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
-        return f"{_cpu_model()} ({capability}), {cores} cores, {threads} threads"
+        return f"{_cpu_model()} ({capability}), {self.cores()} cores, {threads} threads"
 
 
 class CUDA(Device):
@@ -143,7 +145,11 @@ class CUDA(Device):
 
 def _extra_memory_here(provider: Provider, objective: str, n: int, d: int, dtype: torch.dtype) -> int:
     check_on_few(provider, objective, n, d, dtype, "cpu")  # also loads the libraries and starts their threads
-    step = provider.prepare(make_batch(objective, n, d, dtype))
+    return peak_memory(provider.prepare(make_batch(objective, n, d, dtype)))
+
+
+def peak_memory(step: Step) -> int:
+    """Bytes of this process (Linux) at the peak of a step, beyond those before it."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew

@@ -43,6 +43,7 @@ class Side:
     provider: str
     objective: str = "MP-NCE"
     dtype: str = "float32"
+    ranks: int = 1
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ def _find(rows: list[Row], side: Side, n: int) -> Row | None:
 
 
 def _is(row: Row, side: Side) -> bool:
-    return (row.provider, row.objective, row.dtype) == (side.provider, side.objective, side.dtype)
+    return Side(row.provider, row.objective, row.dtype, row.ranks) == side
 
 
 def _verdict(holds: bool, aimed: bool) -> str:

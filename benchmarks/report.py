@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from .problems import VIEWS, size_text
 from .ratios import Result, results
 from .rows import Row, latest_machine, plot_name, read_rows, series
 
-BEGIN, END = "<!-- results -->", "<!-- /results -->"  # in the README
+BEGIN, END = "<!-- results -->", "<!-- /results -->"  # in the README and in docs
+HEADLINES = ("eager PyTorch reference / ours", "open_clip ClipLoss / ours", "extra peak memory", "N = 32768")
 
 
 def write_report(path: Path) -> str:
@@ -24,22 +26,39 @@ def write_report(path: Path) -> str:
     return text
 
 
-def write_readme(readme: Path, folder: Path) -> None:
-    """Replaces what is between the markers with the reports on the CPU and the GPU, as far as the folder has them."""
+def write_tables(readme: Path, page: Path, folder: Path) -> None:
+    """The folder's reports on the CPU and the GPU, as far as it has them, in the page; in the README the headlines of each."""
     paths = [path for path in (folder / "cpu.csv", folder / "cuda.csv") if path.exists()]
-    reports = "\n".join(markdown(path, folder.relative_to(readme.parent)) for path in paths)
-    before, _, rest = readme.read_text().partition(BEGIN)
+    seen_from_page = Path(os.path.relpath(folder, page.parent))
+    write_between_markers(page, "\n".join(markdown(path, seen_from_page) for path in paths))
+    all_of_them = f"[All figures]({page.relative_to(readme.parent)})"
+    write_between_markers(readme, "\n".join(headlines(path, all_of_them) for path in paths))
+
+
+def write_between_markers(page: Path, text: str) -> None:
+    before, _, rest = page.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not end:
-        raise ValueError(f"{readme} has no {BEGIN} followed by {END}")
-    readme.write_text(f"{before}{BEGIN}\n{reports}{END}{after}")
+        raise ValueError(f"{page} has no {BEGIN} followed by {END}")
+    page.write_text(f"{before}{BEGIN}\n{text}{END}{after}")
+
+
+def headlines(path: Path, all_of_them: str) -> str:
+    """A few results, the same ones however they turn out, and how many of all are as required."""
+    rows = latest_machine(read_rows(path))
+    found = results(rows)
+    chosen = [r for what in HEADLINES for r in found if r.what.startswith(what)]
+    text = table(["what", "measured", "verdict"], [[r.what, r.measured, r.verdict] for r in chosen])
+    hold, open_ones = (sum(r.verdict.startswith(v) for r in found) for v in (("holds", "aim reached"), "not measured"))
+    return (
+        f"{_head(rows)}\n{text}\n{all_of_them}: of {len(found)}, {hold} are as required and {open_ones} not measured.\n"
+    )
 
 
 def markdown(path: Path, folder: Path = Path()) -> str:
     """The report on the CSV's latest machine, with its plots, which lie in ``folder`` as seen from the text."""
     rows = latest_machine(read_rows(path))
-    text = f"{rows[0].machine}; {rows[0].version}; {', '.join(sorted({row.run[:10] for row in rows}))}\n"
-    text += "\n" + ratio_table(results(rows))
+    text = f"{_head(rows)}\n{ratio_table(results(rows))}"
     for objective in VIEWS:
         chosen = [row for row in rows if row.objective == objective]
         if chosen:
@@ -48,6 +67,10 @@ def markdown(path: Path, folder: Path = Path()) -> str:
         if any(row.p50 is not None for row in chosen):
             text += f"\n![{objective}: time and memory by N]({folder / plot_name(path, objective)}.svg)\n"
     return text
+
+
+def _head(rows: list[Row]) -> str:
+    return f"{rows[0].machine}; {rows[0].version}; {', '.join(sorted({row.run[:10] for row in rows}))}\n"
 
 
 def ratio_table(found: list[Result]) -> str:
@@ -70,13 +93,17 @@ def size_table(rows: list[Row]) -> str:
 
 
 def _cell(row: Row) -> str:
-    if row.p50 is None:
-        return "—"
+    return "—" if row.p50 is None else f"{time_text(row)}, {megabytes(row.extra_bytes)}"
+
+
+def time_text(row: Row) -> str:
     unit, scale = ("s", 1) if row.p50 >= 1 else ("ms", 1e3)
     p20, p50, p80 = (digits(p * scale) for p in (row.p20, row.p50, row.p80))
-    spread = f" ({p20} to {p80})" if row.repetitions > 1 else ""
-    extra = f"{row.extra_bytes / 1e6:.0f}" if row.extra_bytes >= 1e6 else "< 1"
-    return f"{p50} {unit}{spread}, {extra} MB"
+    return f"{p50} {unit}" + (f" ({p20} to {p80})" if row.repetitions > 1 else "")
+
+
+def megabytes(number: int) -> str:
+    return f"{number / 1e6:.0f} MB" if number >= 1e6 else "< 1 MB"
 
 
 def digits(x: float) -> str:

@@ -36,6 +36,8 @@ class Row:
     part: str = ""  # of `make gpu`
     work: float | None = None  # flops that the problem needs, or bytes that a copy moves
     clock_mhz: int | None = None  # of the GPU's multiprocessors, meanwhile
+    ranks: int = 1  # processes that the rows are spread over
+    sent_bytes: int | None = None  # by each rank in a step
 
     @property
     def refused(self) -> bool:
@@ -44,7 +46,8 @@ class Row:
 
     @property
     def key(self) -> tuple:
-        return self.device, self.objective, self.provider, self.mode, self.n, self.d, self.dtype, self.machine
+        case = self.objective, self.provider, self.mode, self.n, self.d, self.dtype, self.ranks
+        return self.device, *case, self.machine
 
 
 def versions(with_triton: bool = False) -> str:
@@ -82,9 +85,9 @@ def plot_name(path: Path, objective: str) -> str:
 
 
 def merge(old: list[Row], new: list[Row]) -> list[Row]:
-    """The new rows in the place of old ones of the same case, sorted by objective, provider, dtype and size."""
+    """The new rows in the place of old ones of the same case, sorted by objective, provider, dtype, size and ranks."""
     rows = {row.key: row for row in (*old, *new)}
-    return sorted(rows.values(), key=lambda row: (row.objective != "MP-NCE", row.provider, row.dtype, row.n))
+    return sorted(rows.values(), key=lambda row: (row.objective != "MP-NCE", row.provider, row.dtype, row.n, row.ranks))
 
 
 def latest_machine(rows: list[Row]) -> list[Row]:

@@ -1,4 +1,4 @@
-"""Measures every provider at every size, and writes the CSV, the tables, the plots and the README's tables.
+"""Measures every provider at every size, and writes the CSV, the tables, the plots and those of the README and docs.
 
 Results are merged into those that the folder holds, so that the sizes may be run one by one.
 """
@@ -21,12 +21,12 @@ from .problems import MOST_SAMPLES, VIEWS, columns
 from .progress import bar
 from .providers import PROVIDERS, Provider
 from .ratios import GPU_N
-from .report import write_readme, write_report
+from .report import write_report, write_tables
 from .rows import merge, read_rows, write_rows
 from .session import measure, product_rate
 
 RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
 DEVICES = {device.name: device for device in (CPU, CUDA, DryRun)}
 SIZES = [256 * 2**i for i in range(8)]  # 256 … 32768
 QUICK = [256, 1024]
@@ -55,7 +55,7 @@ def main(
     _plot(path)
     print(write_report(path))
     if options.out == RESULTS:
-        write_readme(README, RESULTS)
+        write_tables(ROOT / "README.md", ROOT / "docs" / "benchmarks.md", RESULTS)
     print(f"written to {options.out}")
     if refused:
         print("WRONG ANSWERS were refused; the tables say which. There is no ratio for who gave one.", file=sys.stderr)

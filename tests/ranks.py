@@ -1,4 +1,4 @@
-"""Processes of a Gloo group on this machine, which run functions of tests side by side."""
+"""Processes of a Gloo group on this machine, which run functions side by side, and what one of them sends meanwhile."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
+
+from uniclip_kernels import _exchange
 
 TIMEOUT = 60.0  # seconds
 
@@ -43,7 +46,8 @@ class Ranks:
 
 @contextlib.contextmanager
 def ranks(size: int, timeout: float = TIMEOUT) -> Iterator[Ranks]:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.ranks"])
     with tempfile.TemporaryDirectory() as folder:
         pairs = [context.Pipe() for _ in range(size)]
         store = Path(folder, "store").as_uri()
@@ -76,3 +80,34 @@ def _serve(connection, store: str, rank: int, size: int, timeout: float) -> None
         except Exception as error:
             result = RankError(f"{type(error).__name__}: {error}\n{traceback.format_exc()}")
         connection.send(result)
+
+
+#: Bytes that a rank sends for each collective, as Gloo and NCCL do it in a ring; ``size`` is that of the group.
+_SENT = {
+    (_exchange, "_all_gather"): lambda size, out, mine, **_: (size - 1) * mine.nbytes,
+    (dist, "all_gather"): lambda size, out, mine, **_: (size - 1) * mine.nbytes,
+    (dist, "all_reduce"): lambda size, tensor, *_, **__: 2 * (size - 1) * tensor.nbytes // size,
+    (dist, "scatter"): lambda size, out, parts, *_, **__: (size - 1) * parts[0].nbytes if parts else 0,
+    (dist, "all_to_all"): lambda size, out, parts, **_: (size - 1) * parts[0].nbytes,
+    (dist, "batch_isend_irecv"): lambda size, operations: sum(
+        o.tensor.nbytes for o in operations if o.op is dist.isend
+    ),
+}
+
+
+@contextlib.contextmanager
+def bytes_sent() -> Iterator[list[int]]:
+    """By this rank, one entry for each collective that is called within; parts of a scatter are of one size."""
+    sent: list[int] = []
+
+    def counted(call: Callable, rule: Callable[..., int]) -> Callable:
+        def wrapper(*args: Any, **options: Any) -> Any:
+            sent.append(rule(dist.get_world_size(options.get("group")), *args, **options))
+            return call(*args, **options)
+
+        return wrapper
+
+    with contextlib.ExitStack() as patches:
+        for (module, name), rule in _SENT.items():
+            patches.enter_context(mock.patch.object(module, name, counted(getattr(module, name), rule)))
+        yield sent

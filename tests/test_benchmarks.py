@@ -11,6 +11,7 @@ pytest.importorskip("matplotlib")
 
 from benchmarks import definitions, ratios
 from benchmarks import measure as measuring
+from benchmarks import ranks as over_ranks
 from benchmarks.definitions import expected
 from benchmarks.devices import CPU
 from benchmarks.dry_run import DryRun
@@ -29,7 +30,7 @@ from benchmarks.providers import (
     ours,
 )
 from benchmarks.providers.pytorch import FLOOR_PANEL
-from benchmarks.report import write_readme, write_report
+from benchmarks.report import write_report, write_tables
 from benchmarks.rows import Row, merge, read_rows, write_rows
 from benchmarks.run import main
 from benchmarks.session import OurError, measure, missing
@@ -291,23 +292,34 @@ def test_report_and_plots_need_the_file_alone(tmp_path):
     assert (tmp_path / "cpu_mp_nce.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_readme_gets_the_tables_and_the_plots(tmp_path):
-    readme, results = tmp_path / "README.md", tmp_path / "benchmarks"
-    readme.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
-    write_rows(results / "cpu.csv", [row()])
+def test_the_readme_gets_headlines_and_the_docs_get_tables_and_plots(tmp_path):
+    readme, page, results = tmp_path / "README.md", tmp_path / "docs" / "page.md", tmp_path / "benchmarks"
+    page.parent.mkdir()
+    for path in (readme, page):
+        path.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
+    write_rows(results / "cpu.csv", [row(), row(provider=EAGER, p50=4.1)])
     for _ in range(2):  # the second time it replaces its own
-        write_readme(readme, results)
-    text = readme.read_text()
-    assert text.startswith("before\n<!-- results -->\na machine; a version; 2026-01-01\n\n| what | measured |")
-    assert text.endswith("<!-- /results -->\nafter\n")
-    assert "old" not in text
-    assert text.count("(benchmarks/cpu_mp_nce.svg)") == 1
+        write_tables(readme, page, results)
+    for path in (readme, page):
+        text = path.read_text()
+        assert text.startswith("before\n<!-- results -->\na machine; a version; 2026-01-01\n\n| what | measured |")
+        assert text.endswith("<!-- /results -->\nafter\n")
+        assert "\nold\n" not in text
+    assert page.read_text().count("(../benchmarks/cpu_mp_nce.svg)") == 1
+    assert "| 4096 | 1 s" in page.read_text()
+    assert "| eager PyTorch reference / ours, fp32, N = 4096 | 4.10 (4.1 s / 1 s) | holds |" in readme.read_text()
+    assert "torch.mm" not in readme.read_text()
+    open_ones = sum(r.verdict == "not measured" for r in ratios.results(read_rows(results / "cpu.csv")))
+    assert (
+        f"[All figures](docs/page.md): of {open_ones + 2}, 2 are as required and {open_ones} not" in readme.read_text()
+    )
     write_rows(results / "cuda.csv", [row(device="cuda", machine="a GPU")])
-    write_readme(readme, results)
-    assert "\na GPU; a version" in readme.read_text()
+    write_tables(readme, page, results)
+    for path in (readme, page):
+        assert "\na GPU; a version" in path.read_text()
     readme.write_text("without an end <!-- results -->")
     with pytest.raises(ValueError, match="<!-- /results -->"):
-        write_readme(readme, results)
+        write_tables(readme, page, results)
 
 
 def test_the_command(tmp_path, capsys):
@@ -322,6 +334,34 @@ def test_the_command(tmp_path, capsys):
     assert measured.extra_bytes is not None
     assert "MP-NCE: M = 3·N rows, D = 8" in capsys.readouterr().out
     assert main([*arguments, str(tmp_path / "refused")], (wrong,)) == 1
+
+
+def test_the_command_for_ranks(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(over_ranks, "PROVIDERS", {"MP-NCE": over_ranks.PROVIDERS["MP-NCE"]})
+    arguments = ["--ranks", "1", "2", "--samples", "16", "--dim", "8", "--seconds", "0", "--out", str(tmp_path)]
+    assert over_ranks.main(arguments) == 0
+    alone, gather, ring = rows = read_rows(tmp_path / "ranks.csv")
+    assert [row.ranks for row in rows] == [1, 2, 2]
+    assert alone.sent_bytes == 0 < gather.sent_bytes < ring.sent_bytes
+    assert all(row.note == "" and row.p50 > 0 and row.extra_bytes is not None for row in rows)
+    text = (tmp_path / "ranks.md").read_text()
+    assert text.endswith(capsys.readouterr().out.removesuffix("\n"))
+    assert "| MP-NCE | uniclip-kernels, ring |" in text
+
+
+def test_wrong_gradients_over_ranks_are_refused(monkeypatch):
+    def wrong(group, function, case):
+        results = on_ranks(group, function, case)
+        if function is over_ranks._result and case.provider == over_ranks.RING:
+            results[1][1][3, 2] += 0.01 * abs(results[1][1]).max()
+        return results
+
+    on_ranks = over_ranks._on_ranks
+    monkeypatch.setattr(over_ranks, "_on_ranks", wrong)
+    gather, ring = over_ranks.measure("MP-NCE", [2], 8, 8, 0.0, "now")
+    assert (gather.note, gather.ranks, gather.repetitions) == ("", 2, 3)
+    assert ring.note.startswith("refused: tensor 1 is")
+    assert (ring.p50, ring.sent_bytes, ring.extra_bytes) == (None, None, None)
 
 
 def _result(rows: list[Row], what: str) -> ratios.Result:

@@ -146,7 +146,7 @@ def outside(*args: str | Path, cwd: Path, target: Path) -> str:
 
 
 def test_sdist_and_wheel(tmp_path):
-    """Builds both as the README says, and runs the installed wheel where no source is near."""
+    """Builds both, and runs the installed wheel where no source is near."""
     tree = copy_sources(tmp_path / "tree")
     python("-m", "build", "--no-isolation", cwd=tree, UNICLIP_BUILD_CUDA="1", UNICLIP_CUDA_ARCHITECTURES="90")
     (sdist,), (wheel,) = (tree / "dist").glob("*.tar.gz"), (tree / "dist").glob("*.whl")

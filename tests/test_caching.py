@@ -7,8 +7,9 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from uniclip_kernels import MPNCELoss, cached_backward, stack_views
+from uniclip_kernels import MPNCELoss, cached_backward, stack_views, sup_con
 
 
 class Encoders(nn.Module):
@@ -77,9 +78,28 @@ def test_gradients_are_accumulated_and_frozen_encoders_left_alone():
     assert model.text.weight.grad is None
 
 
+def test_chunks_are_asked_for_once():
+    images, labels = torch.randn(24, 6), torch.arange(24) // 3
+    loader = DataLoader(TensorDataset(images, labels), batch_size=5, shuffle=True)
+    model, found = nn.Linear(6, 4), []
+    other = copy.deepcopy(model)
+    sup_con(model(images), labels).backward()
+
+    def encode(batch):
+        if not torch.is_grad_enabled():
+            found.append(batch[1])
+        return other(batch[0])
+
+    cached_backward(encode, loader, lambda z: sup_con(z, torch.cat(found)))
+    torch.testing.assert_close(other.weight.grad, model.weight.grad)
+    cached_backward(other, iter(images.split(5)), lambda z: sup_con(z, labels))
+    torch.testing.assert_close(other.weight.grad, 2 * model.weight.grad)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
+        ((lambda x: (x, x.long()), [torch.ones(1, 2)], None), TypeError, "floating-point tensors, got torch.int64"),
         ((lambda x: x, [], torch.sum), ValueError, "chunks must hold at least one chunk"),
         ((lambda x: 1.0, [1], torch.sum), TypeError, "encode must return a tensor or a tuple of tensors, got float"),
         ((lambda x: (x,) * len(x), [torch.ones(1, 2), torch.ones(2, 2)], None), ValueError, "as many tensors"),

@@ -207,6 +207,14 @@ def test_a_forward_derivative_is_a_clear_error(argument):
                 differentiate(function, leaves[argument])
 
 
+@pytest.mark.parametrize("transformed", [torch.func.grad, lambda f: torch.vmap(torch.func.grad(f))])
+def test_a_gradient_of_torch_func_is_a_clear_error(transformed):
+    z, ids, _ = rows()
+    some = torch.stack([z, z]) if transformed is not torch.func.grad else z
+    with pytest.raises(RuntimeError, match=r"mp_nce has no torch.func.grad: call it with backend='reference'"):
+        transformed(lambda x: mp_nce(x, ids, backend="cpu"))(some)
+
+
 @pytest.mark.parametrize(
     ("dtype", "operands"),
     [

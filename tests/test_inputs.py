@@ -161,12 +161,15 @@ FLOOR = [None, True, np.bool_(True), "0.1", [0.1], torch.tensor(0.1), 0, -1.0, m
 SWITCH = [None, 0, 1, 1.0, "True", [True], np.bool_(True), torch.tensor(True)]
 WORD = [True, 1, 2.5, "", "average", ["mean"], np.array(["mean", "sum"]), torch.ones(2)]
 WRONG = {  # for each argument what it does not take
-    **dict.fromkeys(("embeddings", "x", "y"), ROWS),
-    **dict.fromkeys(("sample_ids", "domain_ids", "x_domain_ids", "y_domain_ids"), NUMBERS),
+    **dict.fromkeys(("embeddings", "candidates", "x", "y"), ROWS),
+    **dict.fromkeys(("sample_ids", "domain_ids", "exclude_ids", "x_domain_ids", "y_domain_ids"), NUMBERS),
+    **dict.fromkeys(("candidate_sample_ids", "candidate_domain_ids", "candidate_exclude_ids"), NUMBERS),
+    "anchor_weight": [True, 2.5, "0.1", [0.1], Z[:, 0].numpy(), Z[:, 0] > 0, IDS, Z[:, 0] * 1j, Z, -torch.ones(len(Z))],
+    "process_group": [True, 0, "nccl", [0], torch.tensor(0)],
     **dict.fromkeys(("temperature", "offset", "weight"), TABLES),
     "domain_mask": [True, 1, "1", [[True] * 2] * 2, (TABLE > 0).numpy(), TABLE, TABLE.long(), TABLE * 1j],
     **dict.fromkeys(("normalize", "learnable"), SWITCH),
-    **dict.fromkeys(("reduction", "backend"), WORD),
+    **dict.fromkeys(("reduction", "backend", "communication", "gradient_reduction"), WORD),
     "num_domains": [None, True, 2.0, "2", [2], np.float32(2), torch.tensor(2), 0, -1],
     "min_temperature": FLOOR,
     "views": [None, True, 2.5, "ab", [None] * 2, [0.1] * 2, ["a", "b"], Z.numpy(), Z, torch.tensor(0.1)],
@@ -174,12 +177,15 @@ WRONG = {  # for each argument what it does not take
 }
 TABLE_ARGUMENTS = dict(temperature=TABLE, offset=TABLE, weight=TABLE, domain_mask=TABLE > 0)
 LAST = dict(reduction="sum", normalize=True, backend=None)
+LAST |= dict(process_group=None, communication="ring", gradient_reduction="sum")
+OF_ROWS = dict(embeddings=Z, sample_ids=IDS, domain_ids=DOMAINS, exclude_ids=IDS, anchor_weight=torch.ones(len(Z)))
+OF_ROWS |= dict(candidates=Z, candidate_sample_ids=IDS, candidate_domain_ids=DOMAINS, candidate_exclude_ids=IDS)
 OF_SIMILARITY = dict(x=Z, y=Z, x_domain_ids=DOMAINS, y_domain_ids=DOMAINS, temperature=TABLE, offset=0.1)
 GOOD = {
-    mp_nce: dict(embeddings=Z, sample_ids=IDS, domain_ids=DOMAINS, **TABLE_ARGUMENTS, **LAST),
+    mp_nce: dict(**OF_ROWS, **TABLE_ARGUMENTS, **LAST),
     domain_similarity: dict(**OF_SIMILARITY, normalize=True, backend=None),
     MPNCELoss: dict(num_domains=2, **TABLE_ARGUMENTS, learnable=True, min_temperature=0.01, **LAST),
-    MPNCELoss(): dict(embeddings=Z, sample_ids=IDS, domain_ids=DOMAINS),
+    MPNCELoss(): OF_ROWS,
     stack_views: dict(views=[Z, Z], domains=np.array([0, 1])),
 }
 

@@ -4,9 +4,7 @@ import copy
 import io
 import math
 import pickle
-import re
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -86,28 +84,6 @@ def test_the_usual_rule_does_not_decay_the_tables():
         optimizer.step()
     assert torch.equal(criterion.temperature, before[0])
     assert torch.equal(criterion.offsets, before[1])
-
-
-README = Path(__file__).parents[1] / "README.md"
-
-
-class Encoders(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.image, self.text = nn.Linear(6, 4), nn.Linear(5, 4)
-
-
-@pytest.mark.skipif(not README.exists(), reason="there is no README beside an installed wheel")
-def test_the_recipe_of_the_readme():
-    code = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)[1]
-    batch = torch.randn(3, 6), torch.randn(3, 6), torch.randn(3, 5)
-    names = {"model": Encoders(), "loader": [batch] * 2}
-    exec(code, names)
-    decay = {id(p): group["weight_decay"] for group in names["optimizer"].param_groups for p in group["params"]}
-    assert [decay[id(p)] for p in names["criterion"].parameters()] == [0, 0]
-    assert decay[id(names["model"].image.weight)] > 0
-    assert len(decay) == 6
-    assert names["loss"].isfinite()
 
 
 CASTS = {

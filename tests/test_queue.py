@@ -4,8 +4,9 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from uniclip_kernels import RowQueue, mp_nce
+from uniclip_kernels import RowQueue, mp_nce, stack_views
 
 
 def held(queue):
@@ -43,6 +44,25 @@ def test_rows_without_ids_are_negatives_of_everything():
     fresh = torch.arange(8) + 100
     assert torch.equal(loss, mp_nce(z, ids, candidates=queue.rows.float(), candidate_sample_ids=fresh))
     assert queue.sample_ids.unique().numel() == 8
+
+
+def test_moco():
+    """As docs/losses.md has it: the negatives of queries are those of the queue."""
+    queries, keys, old = (F.normalize(torch.randn(n, 4)) for n in (6, 6, 20))
+    queue = RowQueue(20, 4, dtype=torch.float32)
+    queue.push(old, domain_ids=torch.ones(20, dtype=torch.long))
+    logits = torch.cat([(queries * keys).sum(1, keepdim=True), queries @ old.T], 1) / 0.07
+    embeddings, sample_ids, domain_ids = stack_views([queries, keys], [0, 1])
+    found = mp_nce(
+        embeddings,
+        sample_ids,
+        domain_ids,
+        domain_mask=torch.tensor([[False, True], [True, False]]),
+        anchor_weight=(domain_ids == 0).float(),
+        exclude_ids=torch.zeros_like(sample_ids),
+        **queue.candidates(),
+    )
+    torch.testing.assert_close(found, F.cross_entropy(logits, torch.zeros(6, dtype=torch.long)))
 
 
 def test_what_was_not_pushed_yet_is_padding():

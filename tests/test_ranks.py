@@ -7,6 +7,8 @@ import dataclasses
 import itertools
 import os
 import time
+from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,13 +22,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from tests.cases import Case
 from tests.evaluate import Result, assert_matches, evaluate
 from tests.objective_cases import BY_NAME
-from tests.ranks import RankError, Ranks, ranks
+from tests.ranks import RankError, Ranks, bytes_sent, ranks
 from tests.test_random import cases
-from uniclip_kernels import MPNCELoss, _exchange, cached_backward, mp_nce
+from uniclip_kernels import MPNCELoss, _exchange, cached_backward, mp_nce, siglip
+from uniclip_kernels.cpu import CPUBackend
 
 SOME = ("rows-65", "five-domains", "padding", "mask-some-of-five", "none", "empty", "few-samples", "norms-0.0001-10000")
 SOME += ("temperature-0.005", "weight-negative", "many-positives", "classes-10-of-3-domains", "larger", "domains-40")
@@ -275,10 +279,16 @@ def _disagree(what: str) -> float:
         options |= dict(candidates=z, candidate_sample_ids=ids)
     if what == "gradient" and rank:
         z.requires_grad_()
-    if what == "error" and rank:
+    if what == "ids" and rank:
         ids = ids[1:]
+    if what == "choice" and rank:
+        options["communication"] = "rings"
     if what == "way":
         options["communication"] = "ring" if rank else "gather"
+    if what == "reduction":
+        options["reduction"] = "sum" if rank else "mean"
+    if what == "anchor_weight" and rank:
+        options["anchor_weight"] = torch.ones(6)
     return mp_nce(z, ids, torch.arange(6) % 2, **options).item()
 
 
@@ -293,6 +303,8 @@ def _disagree(what: str) -> float:
         ("candidates", "ValueError: whether candidates is given"),
         ("gradient", "ValueError: whether embeddings requires a gradient"),
         ("way", "ValueError: communication"),
+        ("reduction", "ValueError: reduction"),
+        ("anchor_weight", "ValueError: whether anchor_weight is given"),
     ],
 )
 def test_ranks_that_disagree_all_raise(what, message, pair):
@@ -302,11 +314,39 @@ def test_ranks_that_disagree_all_raise(what, message, pair):
     _all_right(pair(_disagree, "nothing"))  # and go on
 
 
-def test_an_error_on_one_rank_is_known_to_all(pair):
-    first, second = pair(_disagree, "error")
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [("ids", "ValueError: sample_ids must have shape (6,)"), ("choice", "ValueError: communication must be")],
+)
+def test_an_error_on_one_rank_is_known_to_all(what, message, pair):
+    first, second = pair(_disagree, what)
     assert str(first).startswith("RuntimeError: rank 1 of the process group raised an error")
-    assert str(second).startswith("ValueError: sample_ids must have shape (6,)")
+    assert str(second).startswith(message)
     _all_right(pair(_disagree, "nothing"))
+
+
+def _copy_of_a_module() -> bool:
+    criterion, z, ids = MPNCELoss(process_group=dist.group.WORLD), torch.randn(6, 4), torch.arange(6) // 2
+    copied = AveragedModel(criterion)
+    assert copied.module.process_group is criterion.process_group
+    assert copied.module.offset is not criterion.offset
+    return torch.equal(copied(z, ids), criterion(z, ids))
+
+
+def test_a_copy_of_a_module_has_its_process_group(pair):
+    assert all(_all_right(pair(_copy_of_a_module)))
+
+
+def _second_derivative() -> None:
+    z, ids = torch.randn(6, 4, requires_grad=True), torch.arange(6) // 2
+    loss = mp_nce(z, ids, process_group=dist.group.WORLD)
+    (grad,) = torch.autograd.grad(loss, z, create_graph=True)
+    (loss + grad.square().sum()).backward()
+
+
+def test_a_second_derivative_is_a_clear_error(pair):
+    for result in pair(_second_derivative):
+        assert str(result).startswith("RuntimeError: mp_nce with a process_group has no second derivative")
 
 
 def _dies(seconds: float) -> float:
@@ -327,27 +367,9 @@ def test_a_rank_that_dies_ends_the_others_within_the_timeout():
 
 def _bytes_sent(communication: str, m: int, d: int) -> tuple[int, int]:
     """By this rank, forward and backward: of a gather what comes from the others, which is as much."""
-    sent = []
-    gather, batch, reduce = _exchange._all_gather, dist.batch_isend_irecv, dist.all_reduce
-
-    def counted_gather(out, mine, **options):
-        sent.append((dist.get_world_size() - 1) * mine.nbytes)
-        return gather(out, mine, **options)
-
-    def counted_batch(operations):
-        sent.append(sum(op.tensor.nbytes for op in operations if op.op is dist.isend))
-        return batch(operations)
-
-    def counted_reduce(tensor, *args, **options):
-        sent.append(2 * tensor.nbytes)
-        return reduce(tensor, *args, **options)
-
     z = torch.randn(m, d, dtype=torch.bfloat16, requires_grad=True)
     ids = torch.arange(m) // 2 + m * dist.get_rank()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_exchange, "_all_gather", counted_gather)
-        patch.setattr(dist, "batch_isend_irecv", counted_batch)
-        patch.setattr(dist, "all_reduce", counted_reduce)
+    with bytes_sent() as sent:
         loss = mp_nce(z, ids, process_group=dist.group.WORLD, communication=communication)
         forward = sum(sent)
         loss.backward()
@@ -363,3 +385,54 @@ def test_bytes_sent_by_a_rank(communication, group):
         passes = 2 if communication == "ring" else 1  # ν, then the positives, in the forward pass of MP-NCE
         assert forward <= passes * (rows + ids) + numbers
         assert backward <= (0 if communication == "gather" else rows + ids) + terms + numbers
+
+
+def _events(loss: Callable[..., Tensor], communication: str) -> tuple[str, str]:
+    """What this rank does one after the other, forward and backward: "post" what is sent, compute "tiles", "wait"."""
+    events: list[str] = []
+
+    def noted(event: str, function: Callable) -> Callable:
+        def wrapper(*args, **options):
+            if events[-1:] != [event]:
+                events.append(event)
+            return function(*args, **options)
+
+        return wrapper
+
+    def posted(function: Callable) -> Callable:
+        def wrapper(*args, **options):
+            works = function(*args, **options)
+            if works is None:  # it has been waited for
+                return None
+            noted("post", int)()
+            return [watched(work) for work in works] if isinstance(works, list) else watched(works)
+
+        return wrapper
+
+    def watched(work: dist.Work) -> SimpleNamespace:
+        return SimpleNamespace(wait=noted("wait", work.wait))
+
+    z = torch.randn(6, 4, requires_grad=True)
+    ids = torch.arange(6) // 2 + 6 * dist.get_rank()
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((_exchange, "_all_gather"), (dist, "batch_isend_irecv")):
+            patch.setattr(module, name, posted(getattr(module, name)))
+        for name in ("negatives_forward", "positives_forward", "similarity_grad"):
+            patch.setattr(CPUBackend, name, noted("tiles", getattr(CPUBackend, name)))
+        value = loss(z, ids, process_group=dist.group.WORLD, communication=communication)
+        forward = " ".join(events)
+        events.clear()
+        value.backward()
+    return forward, " ".join(events)
+
+
+@pytest.mark.parametrize("loss", [mp_nce, siglip])
+@pytest.mark.parametrize("communication", ["gather", "ring"])
+def test_tiles_are_computed_while_rows_travel(communication, loss):
+    """A ring sends on what has come before it computes with it; mp_nce goes round again for its positives, which need ν."""
+    once = "post tiles wait tiles" if communication == "gather" else "post tiles wait post tiles wait tiles"
+    again = f" {once}" if communication == "ring" and loss is mp_nce else ""
+    with ranks(3) as run:
+        for forward, backward in _all_right(run(_events, loss, communication)):
+            assert forward == once + again
+            assert backward == once

@@ -111,6 +111,19 @@ def test_all_arguments_by_hand(objective):
     torch.testing.assert_close(loss, expected, rtol=1e-14, atol=0)
 
 
+@pytest.mark.parametrize("sample_ids", [[0, 0, 1, 1, 2, -1], [3, 3, 3, 3]], ids=["some without", "no negatives"])
+@pytest.mark.parametrize("objective", objective_cases.OBJECTIVES)
+def test_derivatives_that_only_the_reference_has(objective, sample_ids):
+    z = torch.randn(len(sample_ids), 3, dtype=torch.float64, requires_grad=True)
+
+    def loss(z):
+        return getattr(reference, objective)(z, torch.tensor(sample_ids), temperature=0.5)
+
+    with torch.autograd.set_detect_anomaly(True):
+        assert torch.autograd.gradgradcheck(loss, z)
+        assert torch.autograd.gradcheck(loss, z, check_forward_ad=True)
+
+
 def test_mil_nce_takes_no_weight():
     with pytest.raises(TypeError, match="weight"):
         reference.mil_nce(torch.randn(4, 3), torch.arange(4) // 2, weight=2.0)

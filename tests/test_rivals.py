@@ -66,7 +66,7 @@ def test_open_clip_is_read_without_what_the_package_imports(monkeypatch, tmp_pat
     (package / "loss.py").write_text("import torch\nclass ClipLoss(torch.nn.Module):\n    pass\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "open_clip", raising=False)
-    assert packages._open_clip_losses.__wrapped__().ClipLoss.__name__ == "ClipLoss"
+    assert packages.open_clip_losses.__wrapped__().ClipLoss.__name__ == "ClipLoss"
 
 
 def test_the_objective_of_siglip_is_another():

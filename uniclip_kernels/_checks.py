@@ -14,7 +14,9 @@ import os
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch._C._functorch import is_gradtrackingtensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.forward_ad import unpack_dual
 
@@ -142,6 +144,11 @@ def check_number(name: str, value: float, dtype: torch.dtype) -> None:
         raise ValueError(f"{name} must be finite in {dtype}, got {value}")
 
 
+def check_process_group(group: Any) -> None:
+    if not (group is None or (dist.is_available() and isinstance(group, dist.ProcessGroup))):
+        raise TypeError(f"process_group must be a torch.distributed.ProcessGroup, got {type(group).__name__}")
+
+
 def check_flag(name: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")
@@ -162,9 +169,11 @@ def check_reduction(reduction: str) -> None:
 
 
 def check_reverse_mode(function: str, *inputs: Tensor) -> None:
-    """The operators know no forward-mode derivative, and PyTorch would call it zero without a word."""
+    """The operators know no forward-mode derivative, which PyTorch would call zero without a word, and none of torch.func."""
     if any(unpack_dual(z).tangent is not None for z in inputs):
         raise RuntimeError(f"{function} has no forward-mode derivative (jvp): call it with backend='reference' for one")
+    if not torch.compiler.is_compiling() and any(is_gradtrackingtensor(z) for z in inputs):
+        raise RuntimeError(f"{function} has no torch.func.grad: call it with backend='reference' for one")
 
 
 def values_are_checked() -> bool:
@@ -232,7 +241,9 @@ def check_tables_now(temperature: Tensor, offset: Tensor, weight: Tensor, domain
 
 _TABLES_WANTED = "temperature must be positive and finite", "offset must be finite", "weight must be finite"
 _MASK_WANTED = "domain_mask must be symmetric"
-_EXCLUSION_WANTED = "exclude_ids and candidate_exclude_ids must be the same for all rows of a sample"
+_EXCLUSION_WANTED = (
+    "exclude_ids and candidate_exclude_ids (None: no row has one) must be the same for all rows of a sample"
+)
 _ANCHORS_WANTED = "anchor_weight must be non-negative and finite"
 _Condition = tuple[str, Tensor, Tensor]  # what must hold, of which tensor, where it does
 

@@ -60,8 +60,6 @@ def contrastive(
     backend: str | None,
 ) -> Tensor:
     """Any of the objectives, by its name; see :func:`uniclip_kernels.mp_nce`."""
-    check_choice("communication", communication, COMMUNICATIONS)
-    check_choice("gradient_reduction", gradient_reduction, GRADIENT_REDUCTIONS)
     call = dict(
         embeddings=embeddings,
         sample_ids=sample_ids,
@@ -83,7 +81,10 @@ def contrastive(
     if process_group is not None:
         from ._ranks import Way, across_ranks
 
-        return across_ranks(objective, call, process_group, Way(communication, gradient_reduction))
+        way = Way(communication, gradient_reduction, reduction, anchor_weight is not None)
+        return across_ranks(objective, call, process_group, way)
+    check_choice("communication", communication, COMMUNICATIONS)
+    check_choice("gradient_reduction", gradient_reduction, GRADIENT_REDUCTIONS)
     inputs, options = prepare(objective, **call)
     if options.backend == REFERENCE:
         return _by_reference(inputs, options, anchor_weight, reduction)

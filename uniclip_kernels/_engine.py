@@ -177,6 +177,11 @@ def make_problem(
     """Of the pairs of sets that are ``met``; ``tables`` are (K, K). ``roomy``: domains get tiles of their own in any case."""
     k, num_sets, sizes = len(tables.temperature), len(rows.counts), options.domain_sizes
     edges, mask = _edges(backend, rows.counts, k, sizes, roomy), tables.domain_mask
+    allowed = options.allowed_pairs
+    if backend.known_on_host and mask is not None:
+        allowed = mask.flatten().tolist()
+    if allowed is not None and num_sets > 1:
+        allowed = torch.tensor(allowed).view(k, k).repeat(num_sets, num_sets).flatten().tolist()
     if (0, 0) not in met:  # kernels of positives look for them among all rows
         compared = torch.ones(num_sets, num_sets, dtype=torch.bool, device=rows.z.device)
         compared[0, 0] = False
@@ -192,11 +197,6 @@ def make_problem(
             layout = layout._replace(groups=F.pad(rows.group_ids, (0, 1), value=-1)[layout.order])  # -1 is the last one
     same = Groups(layout.ids, layout.tiles)
     excluded = same if rows.group_ids is None else Groups(layout.groups, layout.group_tiles(backend.block))
-    allowed = options.allowed_pairs
-    if backend.known_on_host and mask is not None:
-        allowed = mask.flatten().tolist()
-    elif allowed is not None and num_sets > 1:
-        allowed = torch.tensor(allowed).view(k, k).repeat(num_sets, num_sets).flatten().tolist()
     unit, inv_norm = backend.gather_rows(rows.z, layout.order, options.normalize)
     objective = OBJECTIVES[options.objective]
     return Problem(objective, unit, inv_norm, layout, edges, met, excluded, same, tables, sizes, allowed)

@@ -75,14 +75,15 @@ class Exchange:
             work = _all_gather(every, padded, group=self.group, async_op=True) if most else None
             pending.append((work, every.view(self.size, most, tensor.shape[1]), padded))
 
+        def others(place: int) -> Tensor:
+            work, every, _ = pending[place]
+            pending[place] = None  # what came is not held beside its parts
+            if work is not None:
+                work.wait()
+            return torch.cat([every[r, : counts[r][place]] for r in range(self.size) if r != self.rank])
+
         def arrived() -> Iterator[list[Tensor]]:
-            found = []
-            for place, ((work, every, _), dtype) in enumerate(zip(pending, dtypes, strict=True)):
-                if work is not None:
-                    work.wait()
-                others = [every[r, : counts[r][place]] for r in range(self.size) if r != self.rank]
-                found.append(torch.cat(others).view(dtype))
-            yield found
+            yield [others(place).view(dtype) for place, dtype in enumerate(dtypes)]
 
         return arrived()
 

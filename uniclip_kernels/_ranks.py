@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import _engine, _objectives
 from ._backend import REFERENCE, Backend, find
-from ._checks import check_reverse_mode
+from ._checks import REDUCTIONS, check_choice, check_process_group, check_reverse_mode
 from ._contrastive import COMMUNICATIONS, GRADIENT_REDUCTIONS, prepare, reduced
 from ._exchange import Exchange
 from ._objectives import OBJECTIVES
@@ -46,10 +46,15 @@ _DIFFERENTIABLE = ("embeddings", "candidates", "temperature", "offset")
 
 
 class Way(NamedTuple):
-    """How ranks work together."""
+    """How ranks work together, and what becomes of the losses of rows."""
 
     communication: str
     gradient_reduction: str
+    reduction: str
+    weighted: bool  # by ``anchor_weight``
+
+
+_CHOICES = {"communication": COMMUNICATIONS, "gradient_reduction": GRADIENT_REDUCTIONS, "reduction": REDUCTIONS}
 
 
 def facts_of(inputs: Inputs, options: Options, way: Way) -> dict[str, int]:
@@ -67,27 +72,26 @@ def facts_of(inputs: Inputs, options: Options, way: Way) -> dict[str, int]:
         "K": inputs.temperature.shape[0],
         f"the objective (of {', '.join(OBJECTIVES)} by number)": list(OBJECTIVES).index(options.objective),
         "normalize": int(options.normalize),
-        f"communication (of {', '.join(COMMUNICATIONS)} by number)": COMMUNICATIONS.index(way.communication),
-        f"gradient_reduction (of {', '.join(GRADIENT_REDUCTIONS)} by number)": GRADIENT_REDUCTIONS.index(
-            way.gradient_reduction
-        ),
+        **{f"{n} (of {', '.join(of)} by number)": of.index(getattr(way, n)) for n, of in _CHOICES.items()},
         "domain_mask (its checksum)": 0 if mask is None else zlib.crc32(bytes(mask.flatten().tolist())),
+        "whether anchor_weight is given": int(way.weighted),
         **{f"whether {name} is given": int(getattr(inputs, name) is not None) for name in _OPTIONAL},
         **{f"whether {name} requires a gradient": int(requires_grad(name)) for name in _DIFFERENTIABLE},
     }
 
 
-NUM_NUMBERS = 8 + len(_OPTIONAL) + len(_DIFFERENTIABLE) + 2  # facts, and how many rows and candidates
+NUM_NUMBERS = 10 + len(_OPTIONAL) + len(_DIFFERENTIABLE) + 2  # facts, and how many rows and candidates
 
 
 @torch.compiler.disable
 def across_ranks(objective: str, call: dict[str, Any], group: dist.ProcessGroup, way: Way) -> Tensor:
     """The loss of all ranks' rows; ``call``: the arguments of ``prepare``."""
-    if not isinstance(group, dist.ProcessGroup):
-        raise TypeError(f"process_group must be a torch.distributed.ProcessGroup, got {type(group).__name__}")
+    check_process_group(group)
     anchor_weight = call["anchor_weight"]
     exchange = Exchange(group, way.communication)
     with exchange.told(NUM_NUMBERS):
+        check_choice("communication", way.communication, COMMUNICATIONS)
+        check_choice("gradient_reduction", way.gradient_reduction, GRADIENT_REDUCTIONS)
         inputs, options = prepare(objective, **call)
         if options.backend == REFERENCE:
             raise ValueError("backend must not be 'reference' with a process_group")
@@ -130,16 +134,33 @@ class _Objective(torch.autograd.Function):
         return torch.where(counted, loss[slot], 0), counted
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Any):
         symmetric, slot, *tensors = ctx.saved_tensors
         statistics, inputs = Statistics(*tensors[:4]), Inputs(*tensors[4:])
         needs = dict(zip(Inputs._fields, ctx.needs_input_grad[3:], strict=True))
         args = find(ctx.options.backend), ctx.exchange, ctx.counts, inputs, ctx.options, symmetric, ctx.held
-        needed = needs["embeddings"], needs["candidates"]
-        found = _backward(*args, statistics, slot, grad, *needed)
-        grads = dict.fromkeys(Inputs._fields) | {n: g for n, g in found._asdict().items() if needs[n]}
+        names = [name for name in _DIFFERENTIABLE if needs[name]]
+
+        def gradients() -> tuple[Tensor, ...]:
+            found = _backward(*args, statistics, slot, grad, needs["embeddings"], needs["candidates"])
+            return tuple(getattr(found, name) for name in names)
+
+        found = _Gradient.apply(ctx.options.objective, gradients, grad, *inputs)
+        grads = dict.fromkeys(Inputs._fields) | dict(zip(names, found, strict=True))
         return None, None, None, *grads.values()
+
+
+class _Gradient(torch.autograd.Function):
+    """What ``gradients`` returns: a function of the tensors, by which it has no derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, gradients: Callable[[], tuple[Tensor, ...]], *tensors: Tensor | None):
+        ctx.name = name
+        return gradients()
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor):
+        raise RuntimeError(f"{ctx.name} with a process_group has no second derivative")
 
 
 def _blocks(

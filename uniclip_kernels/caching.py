@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 def cached_backward(
     encode: Callable[[Any], Tensor | tuple[Tensor, ...]],
-    chunks: Sequence[Any],
+    chunks: Iterable[Any],
     loss_fn: Callable[..., Tensor],
     *,
     no_sync: Sequence[nn.Module] = (),
@@ -21,12 +21,12 @@ def cached_backward(
 
     Each chunk is encoded without a graph; the loss of all embeddings gives their gradients; then each chunk is encoded again,
     with a graph, and these go on through it. Gradients of parameters are accumulated as by ``loss.backward()``, and are those
-    of the plain step to rounding: random numbers (dropout) are the same both times. Buffers that an encoder updates, such as
-    those of BatchNorm, are updated twice, and see one chunk at a time.
+    of the plain step to rounding: PyTorch's random numbers (dropout) are the same both times, those of Python and NumPy are not.
+    Buffers that an encoder updates, such as those of BatchNorm, are updated twice, and see one chunk at a time.
 
     Args:
         encode: takes a chunk and returns its embeddings, (n, D), or a tuple of such tensors (images and texts, say).
-        chunks: whatever ``encode`` takes; of any sizes.
+        chunks: whatever ``encode`` takes; of any sizes. They are all held, and asked for once.
         loss_fn: takes the embeddings of all chunks, one behind the other, (N, D) each, and returns a scalar. With a GradScaler:
             the scaled loss.
         no_sync: modules in DistributedDataParallel or FSDP, which exchange gradients at the last chunk alone.
@@ -41,7 +41,8 @@ def cached_backward(
 
         loss = cached_backward(model, images.split(64), lambda z: criterion(z, sample_ids))
     """
-    if len(chunks) == 0:
+    chunks = list(chunks)
+    if not chunks:
         raise ValueError("chunks must hold at least one chunk, got none")
     for module in no_sync:
         if not (hasattr(module, "no_sync") or hasattr(module, "set_requires_gradient_sync")):
@@ -87,6 +88,9 @@ def _embeddings(value: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     found = (value,) if isinstance(value, Tensor) else value
     if not isinstance(found, (tuple, list)) or not found or not all(isinstance(z, Tensor) for z in found):
         raise TypeError(f"encode must return a tensor or a tuple of tensors, got {type(value).__name__}")
+    for z in found:
+        if not z.is_floating_point():
+            raise TypeError(f"encode must return floating-point tensors, got {z.dtype}")
     return tuple(found)
 
 

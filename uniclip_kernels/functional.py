@@ -57,8 +57,8 @@ def mp_nce(
             gradient.
         domain_mask: (K, K) bool, symmetric; False removes a pair of domains from positives and negatives. On the CPU it may stay
             there: then a GPU is never given the pairs that it removes, if ``domain_ids`` are those of :func:`stack_views`.
-        exclude_ids: (M,) integer, the same for all rows of a sample: samples of one id >= 0 are no negatives of each other, as
-            with pictures of one caption or near duplicates.
+        exclude_ids: (M,) integer, the same for all rows and candidates of a sample: samples of one id >= 0 are no negatives of
+            each other, as with pictures of one caption or near duplicates.
         anchor_weight: (M,) floating point, not negative: what the loss of each row counts for. Differentiable.
         candidates: (Q, D) rows that are compared with, but are no anchors: a queue, hard negatives, documents. In the dtype and
             on the device of the embeddings; they get a gradient if they require one. Those with the sample id of a row are its

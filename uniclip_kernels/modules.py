@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from ._checks import (
     check_choice,
     check_flag,
     check_number,
+    check_process_group,
     check_reduction,
     check_table_type,
     check_tables_now,
@@ -91,6 +93,7 @@ class _Loss(nn.Module):
         min_temperature = float(min_temperature)
         check_flag("learnable", learnable)
         check_flag("normalize", normalize)
+        check_process_group(process_group)
         check_choice("communication", communication, COMMUNICATIONS)
         check_choice("gradient_reduction", gradient_reduction, GRADIENT_REDUCTIONS)
         check_reduction(reduction)
@@ -201,6 +204,13 @@ class _Loss(nn.Module):
                 "non-negative first: ids & (2**63 - 1)",
                 stacklevel=5,  # behind two of nn.Module's
             )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Loss:
+        """With the same process group, which has no copies: averages of weights (AveragedModel) are made of copies."""
+        memo[id(self.process_group)] = self.process_group
+        memo[id(self)] = copied = type(self).__new__(type(self))
+        copied.__setstate__(copy.deepcopy(self.__dict__, memo))
+        return copied
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Loss:
         """Casts to 16 bits make the tables float32."""

@@ -13,8 +13,9 @@ _NO_SAMPLE = 1 << 62  # ids from here on are those of rows that belong to no sam
 class RowQueue(nn.Module):
     """The last ``size`` rows that were pushed, first in, first out, with their ids; what :func:`mp_nce` takes as candidates.
 
-    Rows are kept without their graph. They are buffers: saved and loaded with the module, and on each rank its own. As long as
-    fewer rows were pushed, the rest are padding. Nothing waits for a device.
+    Rows are kept without their graph. They are buffers: saved and loaded with the module, and on each rank its own, but inside a
+    module in DistributedDataParallel, which copies buffers from rank 0. As long as fewer rows were pushed, the rest are padding.
+    Nothing waits for a device.
 
     Args:
         size: Q, how many rows are kept.

@@ -62,8 +62,8 @@ def sup_con(*rows: Tensor | None, **options) -> Tensor:
 def mil_nce(*rows: Tensor | None, **options) -> Tensor:
     """All positives as one (Miech et al. 2020): ℓ_i = softplus(ν_i - π_i); without the argument ``weight``."""
     s, positive, negative, _, *how = _compare(*rows, weight=1.0, **options)
-    nu, pi = _logsumexp(s, negative), _logsumexp(s, positive)
-    return _reduce(-F.logsigmoid(pi - nu).squeeze(1), positive, *how)
+    margin = _logsumexp(s, positive) - _logsumexp(s, negative)  # π_i - ν_i
+    return _reduce(-F.logsigmoid(margin.squeeze(1).where(positive.any(1), 0)), positive, *how)
 
 
 def siglip(*rows: Tensor | None, **options) -> Tensor:
@@ -95,8 +95,8 @@ def _compare(
     k, ignore = num_domains_of(temperature, offset, weight, domain_mask)
 
     def prepare(z: Tensor, samples: Tensor, domains: Tensor | None, excluded: Tensor | None) -> list[Tensor]:
-        present = samples >= 0  # padding rows, whatever they hold, become zeros of domain 0
-        z, domains = z.masked_fill(~present[:, None], 0), _domains(domains, z, ignore).where(present, 0)
+        present = samples >= 0  # padding rows, whatever they hold, become ones, as zeros have no second derivative
+        z, domains = z.masked_fill(~present[:, None], 1), _domains(domains, z, ignore).where(present, 0)
         excluded = torch.full_like(domains, -1) if excluded is None else excluded.long()
         return [_rows(z, normalize), samples.long(), domains, excluded]
 
@@ -120,15 +120,15 @@ def _reduce(loss: Tensor, counted: Tensor, anchor_weight: Tensor | None, reducti
     """Over the anchors that have anything ``counted``, each times its weight α_i."""
     out = ~counted.any(1)
     alpha = (torch.ones_like(loss) if anchor_weight is None else anchor_weight.to(loss)).masked_fill(out, 0)
-    loss = alpha * loss.masked_fill(out, 0)
+    loss, total = alpha * loss.masked_fill(out, 0), alpha.sum()
     if reduction == "none":
         return loss
-    total = alpha.sum()
     return loss.sum() / total.where(total > 0, torch.inf) if reduction == "mean" else loss.sum()
 
 
 def _logsumexp(s: Tensor, of: Tensor) -> Tensor:
-    return s.masked_fill(~of, -torch.inf).logsumexp(1, keepdim=True)
+    some = of.any(1, keepdim=True)  # of none it is -inf, whose derivatives are 0: those of logsumexp would be NaN
+    return s.masked_fill(~of & some, -torch.inf).logsumexp(1, keepdim=True).where(some, -torch.inf)
 
 
 def _sum(loss: Tensor, of: Tensor) -> Tensor:

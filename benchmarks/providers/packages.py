@@ -21,20 +21,20 @@ CACHED_CHUNK = 512  # rows of similarities at a time, as of linear_cross_entropy
 
 
 def open_clip(batch: Batch) -> Step:
-    return _image_and_text(batch, _open_clip_losses().ClipLoss())
+    return image_and_text(batch, open_clip_losses().ClipLoss())
 
 
 def open_clip_compiled(batch: Batch) -> Step:
-    return ready(_image_and_text(batch, compile_loss(_open_clip_losses().ClipLoss())))
+    return ready(image_and_text(batch, compile_loss(open_clip_losses().ClipLoss())))
 
 
 def open_clip_sigmoid(batch: Batch) -> Step:
-    loss, bias = _open_clip_losses().SigLipLoss(), torch.full_like(batch.tau, SIGLIP_BIAS)
-    return _image_and_text(batch, lambda image, text, scale: loss(image, text, scale, bias))
+    loss, bias = open_clip_losses().SigLipLoss(), torch.full_like(batch.tau, SIGLIP_BIAS)
+    return image_and_text(batch, lambda image, text, scale: loss(image, text, scale, bias))
 
 
 @functools.cache  # a class loaded again would be compiled again
-def _open_clip_losses() -> ModuleType:
+def open_clip_losses() -> ModuleType:
     """From their file alone, which needs PyTorch: the package imports models and tokenizers that need much more."""
     file = Path(importlib.util.find_spec("open_clip").origin).with_name("loss.py")
     spec = importlib.util.spec_from_file_location("open_clip_loss", file)
@@ -43,7 +43,7 @@ def _open_clip_losses() -> ModuleType:
     return module
 
 
-def _image_and_text(batch: Batch, loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Step:
+def image_and_text(batch: Batch, loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Step:
     """``loss`` takes image and text rows, and what similarities are multiplied by."""
     return lambda: loss_and_gradients(loss(*batch.embeddings.chunk(2), 1 / batch.tau), batch)
 
@@ -57,7 +57,7 @@ def inf_cl(batch: Batch) -> Step:
         to_text, to_image = (cal_flash_loss(*pair, None, scale, head) for pair in ((image, text), (text, image)))
         return (to_text.mean() + to_image.mean()) / 2
 
-    return _image_and_text(batch, loss)
+    return image_and_text(batch, loss)
 
 
 def memeff(batch: Batch) -> Step:
@@ -65,14 +65,14 @@ def memeff(batch: Batch) -> Step:
 
     # Not `stable`, which scales gradients by sqrt(N / temperature); its temperature is a constant on the host.
     loss = MemoryEfficientCLIPLoss(batch.tau.item(), normalized_inputs=True, stable=False)
-    return _image_and_text(batch, lambda image, text, scale: loss(image, text))
+    return image_and_text(batch, lambda image, text, scale: loss(image, text))
 
 
 def siglip(batch: Batch) -> Step:
     from siglip_kernel import fused_siglip_loss
 
     bias = torch.full_like(batch.tau, SIGLIP_BIAS)
-    return _image_and_text(batch, lambda image, text, scale: fused_siglip_loss(image, text, scale.log(), bias))
+    return image_and_text(batch, lambda image, text, scale: fused_siglip_loss(image, text, scale.log(), bias))
 
 
 def metric_learning_nt_xent(batch: Batch) -> Step:
