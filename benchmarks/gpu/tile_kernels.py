@@ -42,7 +42,9 @@ class TileKernels:
         tables = Tables(*(torch.tensor(table, device=device) for table in tables), None)
         samples = Groups(layout.ids, layout.tiles)
         objective, sizes = OBJECTIVES["mp_nce"], [side, side]
-        self.problem = Problem(objective, rows, inv_norm, layout, 2 * side, samples, samples, tables, sizes, None)
+        self.problem = Problem(
+            objective, rows, inv_norm, layout, [2 * side], [(0, 0)], samples, samples, tables, sizes, None
+        )
         self.rectangle = Rectangle(0, side, side, 2 * side)
         self.sums = torch.zeros(2, 2, 2, dtype=torch.float64, device=device)
         self.work = rows.new_empty(side, side)
