@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -38,46 +38,14 @@ GRADIENT_REDUCTIONS = ("mean", "sum")
 
 def contrastive(
     objective: str,
-    embeddings: Tensor,
-    sample_ids: Tensor,
-    domain_ids: Tensor | None,
     *,
-    temperature: float | Tensor,
-    offset: float | Tensor,
-    weight: float | Tensor,
-    domain_mask: Tensor | None,
-    exclude_ids: Tensor | None,
-    anchor_weight: Tensor | None,
-    candidates: Tensor | None,
-    candidate_sample_ids: Tensor | None,
-    candidate_domain_ids: Tensor | None,
-    candidate_exclude_ids: Tensor | None,
     process_group: ProcessGroup | None,
     communication: str,
     gradient_reduction: str,
-    reduction: str,
-    normalize: bool,
-    backend: str | None,
+    **call: Any,
 ) -> Tensor:
-    """Any of the objectives, by its name; see :func:`uniclip_kernels.mp_nce`."""
-    call = dict(
-        embeddings=embeddings,
-        sample_ids=sample_ids,
-        domain_ids=domain_ids,
-        temperature=temperature,
-        offset=offset,
-        weight=weight,
-        domain_mask=domain_mask,
-        exclude_ids=exclude_ids,
-        anchor_weight=anchor_weight,
-        candidates=candidates,
-        candidate_sample_ids=candidate_sample_ids,
-        candidate_domain_ids=candidate_domain_ids,
-        candidate_exclude_ids=candidate_exclude_ids,
-        reduction=reduction,
-        normalize=normalize,
-        backend=backend,
-    )
+    """Any of the objectives, by its name; see :func:`uniclip_kernels.mp_nce`. ``call``: the arguments of :func:`prepare`."""
+    anchor_weight, reduction = call["anchor_weight"], call["reduction"]
     if process_group is not None:
         from ._ranks import Way, across_ranks
 
@@ -88,7 +56,8 @@ def contrastive(
     inputs, options = prepare(objective, **call)
     if options.backend == REFERENCE:
         return _by_reference(inputs, options, anchor_weight, reduction)
-    differentiable = [t for t in (inputs.embeddings, candidates, inputs.temperature, inputs.offset) if t is not None]
+    differentiable = inputs.embeddings, inputs.candidates, inputs.temperature, inputs.offset
+    differentiable = [t for t in differentiable if t is not None]
     check_reverse_mode(objective, *differentiable)
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in differentiable)
     loss, counts, *_ = torch.ops.uniclip_kernels.contrastive_fwd(*inputs, keep, *options)

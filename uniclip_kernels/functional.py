@@ -88,9 +88,9 @@ def mp_nce(
     """
     return contrastive(
         "mp_nce",
-        embeddings,
-        sample_ids,
-        domain_ids,
+        embeddings=embeddings,
+        sample_ids=sample_ids,
+        domain_ids=domain_ids,
         temperature=temperature,
         offset=offset,
         weight=weight,
@@ -139,9 +139,9 @@ def sup_con(
     """
     return contrastive(
         "sup_con",
-        embeddings,
-        sample_ids,
-        domain_ids,
+        embeddings=embeddings,
+        sample_ids=sample_ids,
+        domain_ids=domain_ids,
         temperature=temperature,
         offset=offset,
         weight=weight,
@@ -189,9 +189,9 @@ def mil_nce(
     """
     return contrastive(
         "mil_nce",
-        embeddings,
-        sample_ids,
-        domain_ids,
+        embeddings=embeddings,
+        sample_ids=sample_ids,
+        domain_ids=domain_ids,
         temperature=temperature,
         offset=offset,
         weight=1.0,
@@ -242,9 +242,9 @@ def siglip(
     """
     return contrastive(
         "siglip",
-        embeddings,
-        sample_ids,
-        domain_ids,
+        embeddings=embeddings,
+        sample_ids=sample_ids,
+        domain_ids=domain_ids,
         temperature=temperature,
         offset=offset,
         weight=weight,

@@ -112,11 +112,9 @@ class _Loss(nn.Module):
         self.learnable = learnable
         self.min_temperature = min_temperature
         self.normalize = normalize
-        self.process_group, self.communication, self.gradient_reduction = (
-            process_group,
-            communication,
-            gradient_reduction,
-        )
+        self.process_group = process_group
+        self.communication = communication
+        self.gradient_reduction = gradient_reduction
         self.reduction = reduction
         self.backend = backend
         self._warned = False
@@ -158,9 +156,9 @@ class _Loss(nn.Module):
         """The loss of (M, D) ``embeddings``; see :func:`uniclip_kernels.mp_nce`."""
         loss = contrastive(
             self._objective,
-            embeddings,
-            sample_ids,
-            domain_ids,
+            embeddings=embeddings,
+            sample_ids=sample_ids,
+            domain_ids=domain_ids,
             temperature=self.temperature,
             offset=self.offsets,
             weight=self.weight,
