@@ -31,6 +31,18 @@ from ._tables import mirrored
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+class Call(NamedTuple):
+    """One call of an objective, for both passes."""
+
+    backend: Backend
+    exchange: Exchange
+    counts: list[list[int]]  # rows and candidates of each rank
+    inputs: Inputs
+    options: Options
+    symmetric: Tensor  # (2, K, K): temperature and offset
+    held: list[list[Tensor]]  # what a gather brought, once it has
+
+
 class Block(NamedTuple):
     """Own rows and what they meet at one time."""
 
@@ -125,9 +137,9 @@ class _Objective(torch.autograd.Function):
         inputs, backend = Inputs(*tensors), find(options.backend)
         with torch.autocast(inputs.embeddings.device.type, enabled=False):
             symmetric = mirrored(inputs.temperature, inputs.offset)
-            held: list[list[Tensor]] = []
-            statistics, loss, slot = _forward(backend, exchange, counts, inputs, options, symmetric, held)
-        ctx.exchange, ctx.counts, ctx.options, ctx.held = exchange, counts, options, held
+            call = Call(backend, exchange, counts, inputs, options, symmetric, [])
+            statistics, loss, slot = _forward(call)
+        ctx.exchange, ctx.counts, ctx.options, ctx.held = exchange, counts, options, call.held
         ctx.save_for_backward(symmetric, slot, *statistics, *tensors)
         counted = (slot >= 0) & (statistics.count[slot] > 0)
         ctx.mark_non_differentiable(counted)
@@ -138,11 +150,11 @@ class _Objective(torch.autograd.Function):
         symmetric, slot, *tensors = ctx.saved_tensors
         statistics, inputs = Statistics(*tensors[:4]), Inputs(*tensors[4:])
         needs = dict(zip(Inputs._fields, ctx.needs_input_grad[3:], strict=True))
-        args = find(ctx.options.backend), ctx.exchange, ctx.counts, inputs, ctx.options, symmetric, ctx.held
+        call = Call(find(ctx.options.backend), ctx.exchange, ctx.counts, inputs, ctx.options, symmetric, ctx.held)
         names = [name for name in _DIFFERENTIABLE if needs[name]]
 
         def gradients() -> tuple[Tensor, ...]:
-            found = _backward(*args, statistics, slot, grad, needs["embeddings"], needs["candidates"])
+            found = _backward(call, statistics, slot, grad, needs["embeddings"], needs["candidates"])
             return tuple(getattr(found, name) for name in names)
 
         found = _Gradient.apply(ctx.options.objective, gradients, grad, *inputs)
@@ -163,22 +175,13 @@ class _Gradient(torch.autograd.Function):
         raise RuntimeError(f"{ctx.name} with a process_group has no second derivative")
 
 
-def _blocks(
-    backend: Backend,
-    exchange: Exchange,
-    counts: list[list[int]],
-    inputs: Inputs,
-    options: Options,
-    symmetric: Tensor,
-    held: list[list[Tensor]],
-    of_rows: Tensor | None = None,
-    keep_candidates: bool = False,
-) -> Iterator[Block]:
+def _blocks(call: Call, of_rows: Tensor | None = None, keep_candidates: bool = False) -> Iterator[Block]:
     """The own rows with themselves and own candidates, then with what arrives from other ranks.
 
-    ``held`` is what a gather brought before, or empty: then it is filled by one. ``of_rows`` (M, 5) travels with the rows, or
-    after them. With ``keep_candidates`` own candidates meet the rows of other ranks too.
+    ``of_rows`` (M, 5) travels with the rows, or after them if a gather has brought these. With ``keep_candidates`` own candidates
+    meet the rows of other ranks too.
     """
+    backend, exchange, counts, inputs, options, symmetric, held = call
     sets, k = sets_of(inputs), inputs.temperature.shape[0]
     tables = Tables(*symmetric, inputs.weight, inputs.domain_mask)
     mine = [tensor for s in sets for tensor in (s.z, _ids(s))]
@@ -204,9 +207,9 @@ def _blocks(
         others = [_row_set(*tensors[2 * place : 2 * place + 2], s) for place, s in enumerate(sets)]
         kept = sets if keep_candidates else sets[:1]
         first = len(kept)
-        shares = dict(
-            zip(((0, first), (0, first + 1)), (0.5, 1.0)[: len(others)], strict=False)
-        )  # rows meet on both ranks
+        shares = {(0, first): 0.5}  # rows meet on both ranks
+        if len(others) > 1:
+            shares[0, first + 1] = 1.0  # own rows meet candidates here alone
         met = {*shares, (1, first)} if keep_candidates else {*shares}
         yield block([*kept, *others], met, first, None if of_rows is None else tensors[-1], shares)
 
@@ -225,16 +228,13 @@ def _row_set(z: Tensor, ids: Tensor, like: RowSet) -> RowSet:
     return RowSet(z, *(None if mine is None else theirs for theirs, mine in given))
 
 
-def _forward(
-    backend: Backend, exchange: Exchange, counts, inputs: Inputs, options: Options, symmetric: Tensor, held: list
-) -> tuple[Statistics, Tensor, Tensor]:
+def _forward(call: Call) -> tuple[Statistics, Tensor, Tensor]:
     """Statistics and loss of each own slot, and the slot of each own row."""
-    objective, own = OBJECTIVES[options.objective], inputs.embeddings.shape[0]
-    args = backend, exchange, counts, inputs, options, symmetric, held
+    backend, objective, own = call.backend, OBJECTIVES[call.options.objective], call.inputs.embeddings.shape[0]
     negatives = positives = slot = None
-    blocks, no_dots = _blocks(*args), symmetric.new_empty(0)
+    no_dots = call.symmetric.new_empty(0)
     waits = objective.negatives == "softmax" and objective.positives == "sigmoid"  # until ν is complete
-    for problem, *_ in blocks:
+    for problem, *_ in _blocks(call):
         todo, slot = list(_engine.strips(backend, problem, no_dots)), problem.layout.slot[:own]
         found = _engine.sum_negatives(backend, problem, todo)
         negatives = _with_negatives(objective, negatives, found, problem.own_slots)
@@ -242,7 +242,7 @@ def _forward(
             base = _engine.base_of(objective, found)
             positives = _with_positives(objective, positives, backend.positives_forward(problem, todo, base), problem)
     if waits:
-        for problem, *_ in _blocks(*args):
+        for problem, *_ in _blocks(call):
             todo = list(_engine.strips(backend, problem, no_dots))
             base = F.pad(negatives.total, (0, problem.edges[-1] - problem.own_slots))
             positives = _with_positives(objective, positives, backend.positives_forward(problem, todo, base), problem)
@@ -268,20 +268,10 @@ def _with_positives(objective: Objective, so_far: Positives | None, more: Positi
 
 
 def _backward(
-    backend: Backend,
-    exchange: Exchange,
-    counts: list[list[int]],
-    inputs: Inputs,
-    options: Options,
-    symmetric: Tensor,
-    held: list[list[Tensor]],
-    statistics: Statistics,
-    slot: Tensor,
-    grad: Tensor,
-    need_embeddings: bool,
-    need_candidates: bool,
+    call: Call, statistics: Statistics, slot: Tensor, grad: Tensor, need_embeddings: bool, need_candidates: bool
 ) -> _engine.Gradients:
-    objective, (m, _), k = OBJECTIVES[options.objective], inputs.embeddings.shape, inputs.temperature.shape[0]
+    backend, exchange, _, inputs, options, symmetric, _ = call
+    objective, m, k = OBJECTIVES[options.objective], inputs.embeddings.shape[0], inputs.temperature.shape[0]
     # Of all ranks: H is kept near 1, and no s of a negative is above the largest lse.
     extremes = torch.stack([_largest(grad.abs()), _largest(statistics.lse)])
     factor, top = exchange.total(extremes, dist.ReduceOp.MAX)
@@ -300,8 +290,7 @@ def _backward(
 
     first = grad_rows = None
     sums = torch.zeros(2, k, k, 2, dtype=torch.float64, device=grad.device)
-    args = backend, exchange, counts, inputs, options, symmetric, held, of_rows, need_candidates
-    for problem, rows_of_sets, others, of_others, shares in _blocks(*args):
+    for problem, rows_of_sets, others, of_others, shares in _blocks(call, of_rows, need_candidates):
         if first is None:
             first, wanted = problem, problem.edges[1 if need_candidates else 0]
             grad_rows = torch.zeros(wanted, problem.rows.shape[1], dtype=grad.dtype, device=grad.device)
