@@ -44,6 +44,14 @@ class Ranks:
             return RankError("the process ended")
 
 
+def all_right(found: list) -> list:
+    """What was found, unless a rank raised an error: then that."""
+    for result in found:
+        if isinstance(result, RankError):
+            raise result
+    return found
+
+
 @contextlib.contextmanager
 def ranks(size: int, timeout: float = TIMEOUT) -> Iterator[Ranks]:
     context = multiprocessing.get_context("forkserver")

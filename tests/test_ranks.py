@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import os
@@ -16,20 +15,15 @@ import torch
 import torch.distributed as dist
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from tests.cases import Case
 from tests.evaluate import Result, assert_matches, evaluate
 from tests.objective_cases import BY_NAME
-from tests.ranks import RankError, Ranks, bytes_sent, ranks
+from tests.ranks import RankError, all_right, bytes_sent, ranks
 from tests.test_random import cases
-from uniclip_kernels import MPNCELoss, _exchange, cached_backward, mp_nce, siglip
+from uniclip_kernels import MPNCELoss, _exchange, mp_nce, siglip
 from uniclip_kernels.cpu import CPUBackend
 
 SOME = ("rows-65", "five-domains", "padding", "mask-some-of-five", "none", "empty", "few-samples", "norms-0.0001-10000")
@@ -41,18 +35,6 @@ SOME += tuple(
     for name in ("rows", "padding-and-mask", "some-without", "everything", "candidates", "exclusions")
 )
 SOME += ("candidates-all-padding", "anchor-weight-wide", "anchor-weight-one")
-
-
-@pytest.fixture(scope="module", params=[1, 2, 3, 4])
-def group(request):
-    with ranks(request.param) as run:
-        yield request.param, run
-
-
-@pytest.fixture(scope="module")
-def pair():
-    with ranks(2) as run:
-        yield run
 
 
 def cut(n: int, size: int, ragged: bool) -> list[slice]:
@@ -120,14 +102,14 @@ def test_the_grid(name, communication, group):
         pytest.skip("runs in groups of other sizes")
     case = BY_NAME[name]
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
-        found = _all_right(run(_evaluate, name, dtype, size % 2 == 1, dict(communication=communication)))
+        found = all_right(run(_evaluate, name, dtype, size % 2 == 1, dict(communication=communication)))
         assert_matches(whole(found, case.options.get("reduction")), case, dtype)
 
 
 @given(cases(), st.sampled_from(["gather", "ring"]), st.booleans())
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_random_inputs(pair, case, communication, ragged):
-    found = _all_right(pair(_evaluate_case, case, torch.float64, ragged, dict(communication=communication)))
+    found = all_right(pair(_evaluate_case, case, torch.float64, ragged, dict(communication=communication)))
     assert_matches(whole(found, case.options["reduction"]), case, torch.float64)
 
 
@@ -137,113 +119,11 @@ def _both_reductions(name: str) -> list[Result]:
 
 def test_gradients_for_ranks_that_are_averaged_and_for_ranks_that_are_added(group):
     size, run = group
-    for mean, summed in _all_right(run(_both_reductions, "siglip-everything")):
+    for mean, summed in all_right(run(_both_reductions, "siglip-everything")):
         np.testing.assert_allclose(mean.grad_embeddings, size * summed.grad_embeddings, rtol=1e-12)
         np.testing.assert_allclose(mean.grad_candidates, size * summed.grad_candidates, rtol=1e-12)
         np.testing.assert_allclose(mean.grad_anchor_weight, size * summed.grad_anchor_weight, rtol=1e-12)
         np.testing.assert_allclose(mean.grad_temperature, size * summed.grad_temperature, rtol=1e-12)
-
-
-def _all_right(found: list) -> list:
-    for result in found:
-        if isinstance(result, RankError):
-            raise result
-    return found
-
-
-class Towers(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.image, self.text = nn.Linear(6, 4), nn.Linear(5, 4)
-
-    def forward(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-        return self.image(images), self.text(texts)
-
-
-N = 24
-
-
-def _parameters_after(way: str) -> list[Tensor]:
-    """Gradients of towers and of the loss's tables after a step over N samples, spread over the ranks in one way or another."""
-    generator = torch.Generator().manual_seed(0)
-    images, texts = torch.randn(N, 6, generator=generator), torch.randn(N, 5, generator=generator)
-    torch.manual_seed(0)
-    rank, size, group = dist.get_rank(), dist.get_world_size(), dist.group.WORLD
-    towers, options = Towers(), {}
-    alone = way == "one process"
-    if not alone:
-        options = dict(process_group=group, gradient_reduction="sum" if "summed" in way else "mean")
-        options["communication"] = "ring" if "ring" in way else "gather"
-    criterion = MPNCELoss(temperature=0.3, **options)
-    mine = slice(0, N) if alone else slice(rank * N // size, (rank + 1) * N // size)
-    sample_ids, domain_ids = (
-        torch.arange(N)[mine].repeat(2),
-        (torch.arange(2 * len(range(N)[mine])) >= len(range(N)[mine])).long(),
-    )
-    if "FSDP" in way:
-        model = fully_shard(towers, mesh=init_device_mesh("cpu", (size,)))
-    else:
-        model = towers if alone or "summed" in way else DistributedDataParallel(towers)
-    if "loss in DDP" in way:
-        criterion = DistributedDataParallel(criterion)
-    loss_of = torch.compile(criterion, backend="aot_eager") if "compiled" in way else criterion
-    exchanges = []
-    if "cached" in way:
-        if "FSDP" not in way:
-            model.register_comm_hook(
-                None, lambda _, bucket: exchanges.append(1) or default_hooks.allreduce_hook(group, bucket)
-            )
-        chunks = list(zip(images[mine].split(5), texts[mine].split(5), strict=True))
-        cached_backward(
-            lambda chunk: model(*chunk),
-            chunks,
-            lambda *views: loss_of(torch.cat(views), sample_ids, domain_ids),
-            no_sync=[model],
-        )
-        assert len(exchanges) == ("FSDP" not in way)
-    else:
-        steps = 2 if "accumulated" in way else 1
-        for step in range(steps):
-            with model.no_sync() if step + 1 < steps else contextlib.nullcontext():
-                views = model(images[mine], texts[mine])
-                (loss_of(torch.cat(views), sample_ids, domain_ids) / steps).backward()
-    grads = [p.grad for module in (towers, criterion) for p in module.parameters()]
-    grads = [grad.full_tensor() if isinstance(grad, DTensor) else grad for grad in grads]
-    if "summed" in way:
-        for grad in grads:
-            dist.all_reduce(grad)
-    return grads
-
-
-@pytest.mark.parametrize(
-    "way",
-    [
-        "DDP, the loss without a wrapper",
-        "DDP, loss in DDP too",
-        "summed gradients, no DDP",
-        "DDP, ring",
-        "summed gradients, ring",
-        "DDP, accumulated over two steps",
-        "DDP, cached in chunks",
-        "DDP, cached in chunks, ring",
-    ],
-)
-def test_parameters_get_the_gradient_of_one_process_with_the_whole_batch(way, group):
-    """Each line of the table in docs/ranks.md."""
-    _, run = group
-    _assert_that_of_one_process(way, run)
-
-
-@pytest.mark.parametrize("way", ["FSDP", "FSDP, cached in chunks", "DDP, compiled"])
-def test_fsdp_and_compile_likewise(way, pair):
-    _assert_that_of_one_process(way, pair)
-
-
-def _assert_that_of_one_process(way: str, run: Ranks) -> None:
-    expected = _all_right(run(_parameters_after, "one process"))[0]
-    for grads in _all_right(run(_parameters_after, way)):
-        for got, right in zip(grads, expected, strict=True):
-            torch.testing.assert_close(got, right, rtol=2e-5, atol=1e-7)
 
 
 def _under_autocast(communication: str) -> list[Tensor]:
@@ -260,7 +140,7 @@ def _under_autocast(communication: str) -> list[Tensor]:
 
 @pytest.mark.parametrize("communication", ["gather", "ring"])
 def test_autocast_changes_nothing(communication, pair):
-    for plain, under_autocast in _all_right(pair(_under_autocast, communication)):
+    for plain, under_autocast in all_right(pair(_under_autocast, communication)):
         assert torch.equal(plain, under_autocast)
 
 
@@ -311,7 +191,7 @@ def test_ranks_that_disagree_all_raise(what, message, pair):
     for result in pair(_disagree, what):
         assert isinstance(result, RankError)
         assert str(result).startswith(message)
-    _all_right(pair(_disagree, "nothing"))  # and go on
+    all_right(pair(_disagree, "nothing"))  # and go on
 
 
 @pytest.mark.parametrize(
@@ -322,7 +202,7 @@ def test_an_error_on_one_rank_is_known_to_all(what, message, pair):
     first, second = pair(_disagree, what)
     assert str(first).startswith("RuntimeError: rank 1 of the process group raised an error")
     assert str(second).startswith(message)
-    _all_right(pair(_disagree, "nothing"))
+    all_right(pair(_disagree, "nothing"))
 
 
 def _copy_of_a_module() -> bool:
@@ -334,7 +214,7 @@ def _copy_of_a_module() -> bool:
 
 
 def test_a_copy_of_a_module_has_its_process_group(pair):
-    assert all(_all_right(pair(_copy_of_a_module)))
+    assert all(all_right(pair(_copy_of_a_module)))
 
 
 def _second_derivative() -> None:
@@ -380,7 +260,7 @@ def _bytes_sent(communication: str, m: int, d: int) -> tuple[int, int]:
 def test_bytes_sent_by_a_rank(communication, group):
     size, run = group
     m, d, numbers = 128, 256, 1000
-    for forward, backward in _all_right(run(_bytes_sent, communication, m, d)):
+    for forward, backward in all_right(run(_bytes_sent, communication, m, d)):
         rows, ids, terms = ((size - 1) * m * each for each in (2 * d, 24, 20))
         passes = 2 if communication == "ring" else 1  # ν, then the positives, in the forward pass of MP-NCE
         assert forward <= passes * (rows + ids) + numbers
@@ -433,6 +313,6 @@ def test_tiles_are_computed_while_rows_travel(communication, loss):
     once = "post tiles wait tiles" if communication == "gather" else "post tiles wait post tiles wait tiles"
     again = f" {once}" if communication == "ring" and loss is mp_nce else ""
     with ranks(3) as run:
-        for forward, backward in _all_right(run(_events, loss, communication)):
+        for forward, backward in all_right(run(_events, loss, communication)):
             assert forward == once + again
             assert backward == once
