@@ -170,12 +170,12 @@ def differentiate(
         terms = -h * factor, size * np.abs(factor), sensitivity, most * np.abs(factor)
         return Value(*(_sum_by_pair(np.triu(x, 1), pair, len(temperature)) for x in terms))  # unordered pairs once
 
-    # A term that is no power shows the errors of s in the factor alone, where s may be the rest of what cancels.
+    # H s shows the errors of s in its factor too, where s may be the rest of what cancels: cos - b.
     made_of = (np.abs(unit) @ np.abs(unit).T + np.abs(offset[pair])) / temperature[pair]
     return Answer(
         loss=losses,
         grad_embeddings=Value(*(x[:m] for x in by_row)),
-        grad_temperature=table(similarities, sensitivity * np.abs(similarities) + np.abs(constants) * made_of),
+        grad_temperature=table(similarities, sensitivity * np.abs(similarities) + size * made_of),
         grad_offset=table(1.0, sensitivity),
         grad_candidates=Value(*(x[m:] for x in by_row)),
         grad_anchor_weight=by_weight,

@@ -45,6 +45,25 @@ def test_gradients_of_the_oracle_by_differences(objective, reduction, normalize)
         np.testing.assert_allclose(getattr(exact, name).value, differences, rtol=1e-7, atol=1e-8)
 
 
+def test_the_order_of_sums_is_within_the_error_that_the_oracle_expects():
+    """Where the offset leaves of a cosine only what rounding moves, which the temperature's gradient is a multiple of."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(2, 131)) / 131**0.5
+    offset = np.full((1, 1), z[0] @ z[1] - 2e-5)
+
+    def gradient(z: np.ndarray) -> brute_force.Value:
+        rows, none = brute_force.Rows(z, [0, 0], [0, 0], [-1, -1]), brute_force.Rows(z[:0], [], [], [])
+        one = np.ones((1, 1))
+        answer = brute_force.differentiate("siglip", rows, none, one, offset, one, one > 0, np.ones(2), normalize=False)
+        return answer.grad_temperature
+
+    expected = gradient(z)
+    allowed = np.finfo(float).eps * (expected.scale + expected.sensitivity)
+    errors = [np.abs(gradient(z[:, rng.permutation(131)]).value - expected.value) for _ in range(20)]
+    assert max(errors) > np.finfo(float).eps * expected.scale
+    assert max(errors) <= allowed
+
+
 @pytest.mark.parametrize("case", objective_cases.GRID, ids=repr)
 def test_reference_on_the_grid(case):
     assert_matches(specification(case, torch.float64), case, torch.float64)
