@@ -1,6 +1,6 @@
 """Train UniCLIP on pictures and texts: ``python examples/train.py --help`` tells all. torchrun runs it on several ranks.
 
-Beside this file, in uniclip/: `sources`, `samples` and `openmoji` (data), `text` and `augment` (what the encoders
+Beside this file, in uniclip/: `sources`, `samples` and `emojis` (data), `text` and `augment` (what the encoders
 see), `model`, `objective` and `trainer` (one step), `distributed` (ranks), `retrieval` (evaluation), `metrics` and
 `plots` (what is written).
 """
@@ -8,6 +8,7 @@ see), `model`, `objective` and `trainer` (one step), `distributed` (ranks), `ret
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import shlex
 import signal
@@ -18,8 +19,9 @@ from contextlib import contextmanager
 from tqdm import tqdm
 from uniclip import checkpoint, distributed, files, plots, sources
 from uniclip.metrics import RECALLS, Metrics, peak_memory_bytes
+from uniclip.objective import DOMAINS, OBJECTIVES
 from uniclip.options import parse, settings
-from uniclip.retrieval import HeldOut, recalls, similarities
+from uniclip.retrieval import RANKS, HeldOut, chance, recalls, similarities
 from uniclip.samples import split
 from uniclip.trainer import Trainer
 
@@ -47,14 +49,18 @@ def run(options: argparse.Namespace) -> int:
 
     with distributed.one_first():  # it renders and keeps the drawings
         samples = sources.load(options.data, options.limit)
-    train, test = split(samples, options.seed)
+    train, test = split(samples, options.seed, options.split)
     held_out = HeldOut.of(test)
     fingerprint = samples.fingerprint()
     if state and state["data"] != fingerprint:
         raise checkpoint.CheckpointError(f"--resume: the pictures or texts are not those that {saved} was made with")
-    print(f"{len(train)} samples to train on, {len(test)} held out with {len(held_out.captions)} captions")
+    out = f"{len(test)} held out ({options.split} split) with {len(held_out.captions)} captions"
+    print(f"{len(train)} samples to train on, {out}")
+    by_chance = " / ".join(f"{100 * chance(held_out.right, min(k, len(test))):.1f}" for k in RANKS)
+    print(f"chance: text→image recall@1/5/10 {by_chance} %")
 
-    trainer = Trainer(train, options)
+    objective = dataclasses.replace(OBJECTIVES[options.objective], sources=DOMAINS[options.domains])
+    trainer = Trainer(train, objective, options)
     if state:
         trainer.load_state_dict(state["trainer"])
     if distributed.rank() > 0:

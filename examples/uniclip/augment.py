@@ -39,16 +39,22 @@ def identity(count: int, device: torch.device | str = "cpu") -> Tensor:
     return torch.zeros(count, len(FIELDS), device=device)
 
 
-def draw(count: int) -> Tensor:
-    """(count, len(FIELDS)) float32 random augmentations, from torch's global generator."""
+def draw(count: int, strength: float = 1.0) -> Tensor:
+    """(count, len(FIELDS)) float32 random augmentations, from torch's global generator.
+
+    ``strength`` times as far from the picture as it is, in logarithms and angles, and as often: 0 is `identity`.
+    """
 
     def uniform(low: float, high: float) -> Tensor:
         return torch.empty(count).uniform_(low, high)
 
-    def chance(probability: float) -> Tensor:
-        return (torch.rand(count) < probability).float()
+    def scaled(low: float, high: float) -> Tensor:
+        return uniform(low, high) * strength
 
-    area, aspect = uniform(*AREA), uniform(*map(math.log, ASPECT)).exp()
+    def chance(probability: float) -> Tensor:
+        return (torch.rand(count) < probability * strength).float()
+
+    area, aspect = uniform(*AREA).pow(strength), scaled(*map(math.log, ASPECT)).exp()
     width, height = (area * aspect).sqrt(), (area / aspect).sqrt()
     color = chance(PROBABILITY["color"])
     columns = {
@@ -57,12 +63,12 @@ def draw(count: int) -> Tensor:
         "log_crop_width": width.log(),
         "log_crop_height": height.log(),
         "flip": chance(PROBABILITY["flip"]),
-        "log_brightness": color * uniform(-JITTER, JITTER),
-        "log_contrast": color * uniform(-JITTER, JITTER),
-        "log_saturation": color * uniform(-JITTER, JITTER),
-        "hue": color * uniform(-HUE, HUE),
+        "log_brightness": color * scaled(-JITTER, JITTER),
+        "log_contrast": color * scaled(-JITTER, JITTER),
+        "log_saturation": color * scaled(-JITTER, JITTER),
+        "hue": color * scaled(-HUE, HUE),
         "grayscale": chance(PROBABILITY["grayscale"]),
-        "blur": chance(PROBABILITY["blur"]) * uniform(*SIGMA),
+        "blur": chance(PROBABILITY["blur"]) * scaled(*SIGMA),
     }
     return torch.stack([columns[name] for name in FIELDS], dim=1)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .augment import FIELDS
-from .objective import Objective
+from .objective import TEXTS, Objective
 from .text import BUCKETS, HIDDEN_ID, Bags
 
 
@@ -105,21 +105,18 @@ class TextEncoder(nn.Module):
 
 
 class UniCLIP(nn.Module):
-    """One image encoder with a head for each image domain, and one text encoder."""
+    """One image encoder with a head, and another where two views meet in a space of their own; and one text encoder."""
 
-    image_size = 48
     embedding = 256
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(self, objective: Objective, image_size: int) -> None:
         super().__init__()
-        self.objective = objective
-        self.image = ImageEncoder(self.image_size, (64, 128, 256))
+        self.objective, self.image_size = objective, image_size
+        self.image = ImageEncoder(image_size, (64, 128, 256))
         self.heads = nn.ModuleDict(
             {
-                objective.domains[domain]: AugmentationAwareHead(
-                    self.image.features, 512, self.embedding, objective.aware
-                )
-                for _, domain in objective.image_rows
+                head: AugmentationAwareHead(self.image.features, 512, self.embedding, objective.aware)
+                for _, head in objective.image_rows
             }
         )
         self.text = TextEncoder(256, 512, self.embedding)
@@ -136,11 +133,8 @@ class UniCLIP(nn.Module):
 
         views          (N, 3, S, S) augmented pictures, one tensor a view
         augmentations  (N, F) vectors of what was done, one tensor a view
-        texts          bags of text_rows·N texts, the first text of all samples first
+        texts          bags of TEXTS·N texts, the first text of all samples first
         """
         features = self.image(torch.cat(views)).chunk(len(views))
-        names = self.objective.domains
-        images = [
-            self.heads[names[domain]](features[view], augmentations[view]) for view, domain in self.objective.image_rows
-        ]
-        return images + list(self.text(texts).chunk(self.objective.text_rows))
+        images = [self.heads[head](features[view], augmentations[view]) for view, head in self.objective.image_rows]
+        return images + list(self.text(texts).chunk(TEXTS))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from pathlib import Path
 
@@ -11,19 +12,20 @@ import torch
 from uniclip_kernels import backends
 
 from .distributed import local_rank
-from .objective import OBJECTIVES
+from .objective import DOMAINS, OBJECTIVES
+from .samples import SPLITS
 
 DESCRIPTION = """\
 Train UniCLIP from scratch on pictures and texts.
 
-Without --data it trains on the OpenMoji drawings and their Unicode names, which pip has installed: about 5 minutes
-on two CPU cores. A tenth of the samples, drawn by the seed, is held out; how often a held-out text finds its picture
-and a picture its text (recall@1, @5, @10) is measured every few epochs and at the end."""
+Without --data it trains on drawings of emojis and their Unicode names, which pip has installed: about 5 minutes on two
+CPU cores. A tenth of the samples, drawn by the seed, is held out; how often a held-out text finds its picture and a
+picture its text (recall@1, @5, @10) is measured every few epochs and at the end."""
 
 EPILOG = """\
 data:
-  (none)                    OpenMoji (CC BY-SA 4.0). Drawings are rendered once and kept in ~/.cache/uniclip-kernels
-                            (or below $XDG_CACHE_HOME).
+  (none)                    emojis, as OpenMoji (CC BY-SA 4.0) and Twemoji (CC BY 4.0) draw them. Drawings are rendered
+                            once and kept in ~/.cache/uniclip-kernels (or below $XDG_CACHE_HOME).
   DIR                       a folder with captions.csv, UTF-8, whose header names the columns image and caption; image
                             is a path from the folder. An image may have many lines, each with one caption.
   'path/shard-{000..009}.tar'
@@ -32,11 +34,24 @@ data:
   Pictures are cut to their central square, scaled to 64 by 64 pixels and held in memory, 12 KiB each.
   Pictures with the very same pixels are one sample with several captions.
 
-objectives:
-  uniclip       two augmented views and two texts a sample, all compared with all (MP-NCE), with a temperature and an
-                offset for each pair of domains, and image heads that are told the augmentation
-  clip          one view and one caption, picture against text only
-  simclr+clip   clip, beside a second image head in which two views of a picture meet
+objectives, each of two augmented views and two texts a sample:
+  uniclip       all are compared with all, each positive with the negatives alone (MP-NCE), with a temperature and an
+                offset for each pair of domains, and an image head that is told the augmentation
+  supcon        the same with SupCon, whose positives compete with each other
+  mil-nce       the same with MIL-NCE, whose positives are one
+  infonce       the same with one of the positives, drawn for each step
+  clip          pictures with texts only, one view with one text
+  simclr+clip   clip, beside a second image head in which the two views of a sample meet
+
+domains, with a temperature and an offset for each pair of them:
+  picture       image and text: two views of one picture
+  pictures      image and text: one view of each of two pictures of a sample, which only emojis have
+  artists       OpenMoji, Twemoji, text
+  languages     OpenMoji, Twemoji, and each language that emojis have names in
+
+splits:
+  base          all variants of an emoji (skin tones, genders) are trained on, or all are held out
+  random        variants of what is held out may be trained on; own data, which has none, is split so by both
 
 ranks:
   torchrun --nproc-per-node 2 examples/train.py --cache-chunk 64
@@ -65,29 +80,39 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add(
         "--data",
         metavar="DIR|SHARDS",
-        help="pictures and captions of your own (see below); default: OpenMoji",
+        help="pictures and captions of your own (see below); default: emojis",
     )
+    add("--split", choices=SPLITS, default="base", help="what is held out (see below); default: base")
     add(
         "--objective",
         choices=OBJECTIVES,
         default="uniclip",
         help="what to train with (see below); default: uniclip",
     )
+    add("--domains", choices=DOMAINS, default="picture", help="what rows are of (see below); default: picture")
+    add(
+        "--augmentation",
+        type=_strength,
+        default=1.0,
+        metavar="STRENGTH",
+        help="how far views are from their picture: 0 not at all, 2 twice as far as usual; default: 1",
+    )
     add(
         "--backend",
         choices=backends(),
         help=f"of the loss; usable here: {', '.join(usable)}; default: the best",
     )
-    add("--epochs", type=_positive, default=36, help="passes over the training samples; default: %(default)s")
+    add("--image-size", type=int, choices=(16, 32, 48, 64), default=48, help="side of the views in pixels; default: 48")
+    add("--epochs", type=positive, default=36, help="passes over the training samples; default: %(default)s")
     add("--batch-size", type=_batch_size, default=128, help="samples a step, over all ranks; default: %(default)s")
     add(
         "--cache-chunk",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="encode N samples of a rank at a time, and each of them twice, so that a batch may be larger than the memory "
         "that its encoding takes",
     )
-    add("--limit", type=_positive, metavar="N", help="read the first N rows of the data only")
+    add("--limit", type=positive, metavar="N", help="read the first N rows of the data only")
     add(
         "--seed",
         type=_seed,
@@ -96,7 +121,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add(
         "--out",
-        type=_folder,
+        type=folder,
         default=Path("runs/train"),
         help="folder for results, made if needed; default: %(default)s",
     )
@@ -120,11 +145,22 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def settings(options: argparse.Namespace) -> dict:
     """What has to be the same for a checkpoint to be resumed: all that decides the numbers."""
-    names = ("data", "objective", "epochs", "batch_size", "limit", "seed")
+    names = (
+        "data",
+        "split",
+        "objective",
+        "domains",
+        "augmentation",
+        "image_size",
+        "epochs",
+        "batch_size",
+        "limit",
+        "seed",
+    )
     return {name: getattr(options, name) for name in names}
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     if (value := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
     return value
@@ -136,13 +172,19 @@ def _batch_size(text: str) -> int:
     return value
 
 
+def _strength(text: str) -> float:
+    if not 0 <= (value := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number from 0, got {text}")
+    return value
+
+
 def _seed(text: str) -> int:
     if (value := int(text)) < 0:
         raise argparse.ArgumentTypeError(f"must not be negative, got {value}")
     return value
 
 
-def _folder(text: str) -> Path:
+def folder(text: str) -> Path:
     path = Path(text)
     there = next(p for p in (path, *path.absolute().parents) if p.exists())  # the rest will be made
     if not text or not there.is_dir():

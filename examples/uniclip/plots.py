@@ -20,6 +20,7 @@ CURVE_MARGINS = {"left": 0.06, "right": 0.98, "bottom": 0.07, "top": 0.95, "wspa
 SHEET_MARGINS = {"left": 0.02, "right": 0.99, "bottom": 0.03, "top": 0.93, "wspace": 0.1, "hspace": 0.45}
 QUERIES = (8, 2)  # rows and columns of the retrieval sheet
 NEAREST = 5
+FEW = 12  # lines that a legend can tell apart
 RIGHT, WRONG, INK = "#1a9850", "#cccccc", "#222222"
 
 
@@ -52,7 +53,8 @@ def curves(rows: list[dict], objective: Objective, path: Path) -> None:
             label = f"{objective.domains[first]} – {objective.domains[second]}"
             axis.plot(epochs, [row[key][first][second] for row in rows], label=label, **DOTS)
         axis.set_title(title)
-        axis.legend(fontsize=8)
+        if len(objective.pairs) <= FEW:
+            axis.legend(fontsize=8)
     for axis in axes.flat:
         axis.grid(**GRID)
         axis.set_xlabel("epoch")
@@ -83,7 +85,7 @@ def retrieval(held_out: HeldOut, similarity: Tensor, path: Path) -> None:
         for axis, value, picture in zip(line, values.tolist(), pictures.tolist(), strict=True):
             right = bool(held_out.right[text, picture])
             axis.axis("on")
-            axis.imshow(held_out.samples.images[picture].permute(1, 2, 0).numpy())
+            axis.imshow(held_out.samples.images[picture, 0].permute(1, 2, 0).numpy())
             axis.set(xticks=[], yticks=[])
             axis.set_xlabel(f"{'✓ ' if right else ''}{value:.2f}", fontsize=8, color=RIGHT if right else INK)
             for spine in axis.spines.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +28,6 @@ class HeldOut:
 
     samples: Samples
     captions: list[str]
-    table: TextTable
     right: Tensor
 
     @classmethod
@@ -39,27 +39,44 @@ class HeldOut:
         right = torch.zeros(len(row), len(samples), dtype=torch.bool)
         for n, texts in enumerate(samples.captions):
             right[[row[text] for text in texts], n] = True
-        return cls(samples, list(row), TextTable([[text] for text in row]), right)
+        return cls(samples, list(row), right)
 
 
 @torch.no_grad()
+def embed_pictures(model: UniCLIP, images: Tensor) -> Tensor:
+    """(N, D) unit rows, on the CPU, of (N, 3, S, S) pictures as they are."""
+    device = next(model.parameters()).device
+    rows = []
+    for some in images.split(CHUNK):
+        nothing = augment.identity(len(some), device)
+        rows.append(model.encode_image(augment.apply(some.to(device), nothing, model.image_size), nothing))
+    return F.normalize(torch.cat(rows), dim=1).cpu()
+
+
+@torch.no_grad()
+def embed_texts(model: UniCLIP, texts: list[str]) -> Tensor:
+    """(T, D) unit rows, on the CPU."""
+    device, bags = next(model.parameters()).device, TextTable([texts]).bags
+    rows = [model.encode_text(bags.take(some).to(device)) for some in torch.arange(len(texts)).split(CHUNK)]
+    return F.normalize(torch.cat(rows), dim=1).cpu()
+
+
 def similarities(model: UniCLIP, held_out: HeldOut) -> Tensor:
-    """(T, N) cosines of captions and pictures, on the CPU.
+    """(T, N) cosines of captions and pictures, the first of each sample, on the CPU.
 
     The learned temperature and offset are the same for all of them, so they would not change any order.
     """
-    device = next(model.parameters()).device
-    model.eval()
-    pictures = []
-    for images in held_out.samples.images.split(CHUNK):
-        nothing = augment.identity(len(images), device)
-        pictures.append(model.encode_image(augment.apply(images.to(device), nothing, model.image_size), nothing))
-    texts = [
-        model.encode_text(held_out.table.bags.take(rows).to(device))
-        for rows in torch.arange(len(held_out.captions)).split(CHUNK)
-    ]
-    model.train()
-    return (F.normalize(torch.cat(texts), dim=1) @ F.normalize(torch.cat(pictures), dim=1).T).cpu()
+    return embed_texts(model, held_out.captions) @ embed_pictures(model, held_out.samples.images[:, 0]).T
+
+
+def ranks(similarity: Tensor, right: Tensor) -> Tensor:
+    """(Q,) how many wrong answers each query finds before its first right one, of (Q, A) similarities.
+
+    Of equally near answers the wrong ones count as nearer, so that a model that puts everything in one place finds
+    nothing.
+    """
+    best = similarity.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
+    return (~(similarity < best) & ~right).sum(1)  # not (s >= best): a NaN, too, must count as a miss
 
 
 def recalls(similarity: Tensor, right: Tensor) -> dict[str, float]:
@@ -67,12 +84,17 @@ def recalls(similarity: Tensor, right: Tensor) -> dict[str, float]:
 
     text_to_image: the share of texts with a right picture among their k nearest pictures. A text that several
     pictures share is asked once, and any of them is right. image_to_text: the share of pictures with any of their
-    texts among their k nearest texts. Of equally near answers the wrong ones count as nearer, so that a model that
-    puts everything in one place scores 0.
+    texts among their k nearest texts.
     """
     result = {}
     for name, s, ok in (("image_to_text", similarity.T, right.T), ("text_to_image", similarity, right)):
-        best = s.masked_fill(~ok, -torch.inf).amax(1, keepdim=True)
-        rank = (~(s < best) & ~ok).sum(1)  # not (s >= best): a NaN, too, must count as a miss
+        rank = ranks(s, ok)
         result |= {f"{name}_recall@{k}": (rank < k).float().mean().item() for k in RANKS}
     return result
+
+
+def chance(right: Tensor, k: int) -> float:
+    """The recall@k of queries, (Q, A), whose answers come in an order drawn at random."""
+    answers = right.shape[1]
+    none = [math.comb(answers - of_query, k) / math.comb(answers, k) for of_query in right.sum(1).tolist()]
+    return 1 - sum(none) / len(none)

@@ -1,4 +1,4 @@
-"""Where samples come from: OpenMoji, a folder with captions.csv, or WebDataset shards."""
+"""Where samples come from: emojis, a folder with captions.csv, or WebDataset shards."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from . import openmoji
+from . import emojis
 from .samples import DataError, Row, Samples, merge, read_image
 
 
 def load(source: str | None, limit: int | None) -> Samples:
-    """Read ``source``: None for OpenMoji, else a folder with captions.csv, or WebDataset shards.
+    """Read ``source``: None for emojis, else a folder with captions.csv, or WebDataset shards.
 
-    ``limit`` is how many rows to read (a line of captions.csv, a sample of a shard, a drawing), all if None.
+    ``limit`` is how many rows to read (a line of captions.csv, a sample of a shard, an emoji), all if None.
     Raises `DataError`, which names the file and the line.
     """
     if source is None:
-        rows = openmoji.rows(limit)
+        rows = emojis.rows(limit)
     elif Path(source).is_dir():
         rows = csv_rows(Path(source), limit)
     elif source.endswith(".tar"):
         rows = islice(shard_rows(source), limit)
     else:
         raise DataError(f"{source}: neither a folder with captions.csv nor WebDataset shards (….tar)")
-    return merge(tqdm(rows, "reading pictures", unit="", leave=False, disable=None), source or "OpenMoji")
+    return merge(tqdm(rows, "reading pictures", unit="", leave=False, disable=None), source or "emojis")
 
 
 def csv_rows(folder: Path, limit: int | None = None) -> Iterator[Row]:
@@ -47,7 +47,7 @@ def csv_rows(folder: Path, limit: int | None = None) -> Iterator[Row]:
         captions.setdefault(entry.image, []).append(entry.caption)
 
     def read(name: str) -> Row:
-        return Row(read_image(folder / name, f"{table}:{first_line[name]}", name), captions[name])
+        return Row([read_image(folder / name, f"{table}:{first_line[name]}", name)], captions[name])
 
     with ThreadPoolExecutor() as pool:
         yield from pool.map(read, captions)
@@ -126,4 +126,4 @@ def _shard_row(sample: dict, where: str) -> Row:
     if not captions:
         raise DataError(f"{where}: empty caption")
     image = read_image(io.BytesIO(sample[suffix]), where, f"{sample['__key__']}.{suffix}")
-    return Row(image, captions)
+    return Row([image], captions)

@@ -11,15 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from uniclip_kernels import cached_backward, stack_views
+from uniclip_kernels import cached_backward
 
 from . import augment, distributed
+from .emojis import LANGUAGES
 from .metrics import Stopwatch
 from .model import UniCLIP
-from .objective import OBJECTIVES
-from .samples import DataError, Samples
+from .objective import TEXTS, VIEWS, Objective
+from .samples import DataError, Samples, Text
 from .text import Bags, TextTable
 
+Inputs = Callable[[Tensor], tuple[list[Tensor], list[Tensor], Bags]]
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 0.05
 WARM_UP = 0.1  # share of all steps
@@ -34,23 +36,29 @@ class Trainer:
     ranks share a batch, and in which chunks each encodes its share, changes rounding alone.
     """
 
-    def __init__(self, samples: Samples, options: argparse.Namespace) -> None:
-        self.samples, self.device, self.seed = samples, options.device, options.seed
-        self.cache_chunk = options.cache_chunk
-        self.objective = OBJECTIVES[options.objective]
+    def __init__(self, samples: Samples, objective: Objective, options: argparse.Namespace) -> None:
+        self.samples, self.device, self.seed, self.objective = samples, options.device, options.seed, objective
+        self.cache_chunk, self.augmentation = options.cache_chunk, options.augmentation
+        if (pictures := 1 + max(objective.sources.pictures)) > samples.images.shape[1]:
+            raise DataError(
+                f"--domains: needs {pictures} pictures of each sample, the data has {samples.images.shape[1]}"
+            )
         self.batch_size = min(options.batch_size, len(samples))
         if self.batch_size < (ranks := distributed.size()):
             raise DataError(f"--batch-size: a batch of {self.batch_size} cannot be shared by {ranks} ranks")
         self.steps_an_epoch = len(samples) // self.batch_size
         self.captions = torch.tensor([len(captions) for captions in samples.captions])
         every = zip(samples.captions, samples.extra_texts, strict=True)
-        self.texts = TextTable([captions + extra for captions, extra in every])
+        texts = [[*map(Text, captions), *extra] for captions, extra in every]
+        self.texts = TextTable([[text.text for text in of_sample] for of_sample in texts])
+        number = {"": 0} | {language: 1 + i for i, language in enumerate(LANGUAGES)}
+        self.languages = torch.tensor([number[text.language] for of_sample in texts for text in of_sample])
 
         torch.manual_seed(options.seed)
-        self.model = UniCLIP(self.objective).to(self.device, memory_format=torch.channels_last)
+        self.model = UniCLIP(objective, options.image_size).to(self.device, memory_format=torch.channels_last)
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGING))
         self.towers = distributed.towers(self.model)
-        self.loss = self.objective.loss(options.backend, distributed.group()).to(self.device)
+        self.loss = objective.criterion(options.backend, distributed.group()).to(self.device)
         self.optimizer = _adamw(self.model, self.loss)
         self.steps = self.steps_an_epoch * options.epochs
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: warm_up_cosine(step, self.steps))
@@ -77,7 +85,7 @@ class Trainer:
         def spent(part: str) -> None:
             self.sums[f"seconds_{part}"] += watch.lap()
 
-        inputs, share = self._batch(), distributed.share(self.batch_size)
+        (inputs, ids), share = self._batch(), distributed.share(self.batch_size)
 
         def encode(positions: Tensor) -> list[Tensor]:
             return self.towers(*inputs(positions))
@@ -85,8 +93,7 @@ class Trainer:
         def loss_of(*rows: Tensor) -> Tensor:
             spent("encoders")
             rows[-1].register_hook(lambda _: spent("loss"))  # gradients come back to the last rows first
-            embeddings, sample_ids, domain_ids = stack_views(rows, self.objective.row_domains)
-            return self.loss(embeddings, sample_ids + int(share[0]), domain_ids)
+            return self.loss(torch.cat(rows), **ids(share))
 
         if self.cache_chunk is None:
             loss = loss_of(*encode(share))
@@ -109,8 +116,8 @@ class Trainer:
         self.sums["loss"] += value
         return value
 
-    def _batch(self) -> Callable[[Tensor], tuple[list[Tensor], list[Tensor], Bags]]:
-        """Gives what the model takes of the samples at some positions in the batch.
+    def _batch(self) -> tuple[Inputs, Callable[[Tensor], dict[str, Tensor | None]]]:
+        """Gives what the model takes of the samples at some positions in the batch, and what the loss takes beside its rows.
 
         What is random is drawn here, for the whole batch, whichever of them this rank will ask for.
         """
@@ -118,22 +125,35 @@ class Trainer:
         torch.manual_seed(_derived_seed(self.seed, 0, epoch))
         order = torch.randperm(len(self.samples))
         chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
+        objective, count = self.objective, len(chosen)
 
         torch.manual_seed(_derived_seed(self.seed, 1, self.step))
-        drawn = [augment.draw(len(chosen)) for _ in range(self.objective.image_views)]
+        drawn = [augment.draw(count, self.augmentation) for _ in range(VIEWS)]
         # The first text of a sample is one of its captions, any further ones may be extra texts too.
-        pools = [self.captions] + [None] * (self.objective.text_rows - 1)
-        rows = torch.stack([self.texts.draw(chosen, pool) for pool in pools])
+        rows = torch.stack([self.texts.draw(chosen, pool) for pool in [self.captions] + [None] * (TEXTS - 1)])
         texts = self.texts.bags.take(rows.flatten()).with_some_hidden()
         places = torch.arange(rows.numel()).view_as(rows)
+        domains, pairings = objective.domain_ids(self.languages[rows]), objective.pairings(count)
 
         def inputs(positions: Tensor) -> tuple[list[Tensor], list[Tensor], Bags]:
-            images = self.samples.images[chosen[positions]].to(self.device)
+            pictures = self.samples.images[chosen[positions]].to(self.device)
             augmentations = [what[positions].to(self.device) for what in drawn]
-            views = [augment.apply(images, what, self.model.image_size) for what in augmentations]
+            views = [
+                augment.apply(pictures[:, picture], what, self.model.image_size)
+                for picture, what in zip(objective.sources.pictures, augmentations, strict=True)
+            ]
             return views, augmentations, texts.take(places[:, positions].flatten()).to(self.device)
 
-        return inputs
+        def ids(positions: Tensor) -> dict[str, Tensor | None]:
+            samples = positions.repeat(objective.rows)
+            alone = {"sample_ids": samples, "exclude_ids": None}
+            if pairings is not None:  # rows of one sample that are no pair are no negatives either
+                alone = {"sample_ids": 2 * samples + pairings[:, positions].flatten(), "exclude_ids": samples}
+            alone["domain_ids"] = domains[:, positions].flatten()
+            weight = objective.anchor_weight(len(positions), self.device)
+            return {n: None if i is None else i.to(self.device) for n, i in alone.items()} | {"anchor_weight": weight}
+
+        return inputs, ids
 
     def state_dict(self) -> dict:
         parts = {name: getattr(self, name).state_dict() for name in self._PARTS}

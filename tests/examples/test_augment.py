@@ -73,6 +73,21 @@ def test_hue_turns_colours_and_keeps_luma_and_grey(photos):
     torch.testing.assert_close(augment.apply(grey, vector(len(grey), hue=1), 64), grey / 255, atol=2e-3, rtol=0)
 
 
+def test_strength_is_how_far_views_are():
+    torch.manual_seed(0)
+    assert torch.equal(augment.draw(100, 0.0), augment.identity(100))
+    torch.manual_seed(0)
+    usual = augment.draw(4000)
+    torch.manual_seed(0)
+    strong = augment.draw(4000, 2.0)
+    shared = (usual != 0) & (strong != 0)
+    for name in augment.FIELDS:
+        column = augment.FIELDS.index(name)
+        assert strong[:, column].abs().mean() > 1.5 * usual[:, column].abs().mean(), name
+        if name not in ("crop_x", "crop_y", "flip", "grayscale"):
+            torch.testing.assert_close(strong[:, column][shared[:, column]], 2 * usual[:, column][shared[:, column]])
+
+
 def test_drawn_vectors_vary_stay_in_range_and_act_per_picture(photos):
     torch.manual_seed(0)
     drawn = augment.draw(4000)

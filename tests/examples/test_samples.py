@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from uniclip import samples, text
@@ -27,21 +28,58 @@ def test_sixteen_bit_greys_keep_their_shades(tmp_path):
     assert (np.abs(pixels.astype(int) - (ramp >> 8)[..., None]) <= 1).all()
 
 
-def test_split_holds_out_a_tenth_of_the_samples():
-    n = 200
-    images = torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1).expand(n, 3, 2, 2)
-    every = samples.Samples(images, [[f"caption {i}"] for i in range(n)], [[f"extra {i}"] for i in range(n)])
-    kept, held_out = samples.split(every, seed=3)
+def rows(bases: list[str | None]) -> list[samples.Row]:
+    """Each with a picture of its own, whose colour is its number."""
+    images = (np.full((2, 2, 3), i, np.uint8) for i in range(len(bases)))
+    extra = samples.Text("extra", "de")
+    return [
+        samples.Row([image], [f"caption {i}"], [extra], base)
+        for i, (image, base) in enumerate(zip(images, bases, strict=True))
+    ]
+
+
+def numbers(part: samples.Samples) -> list[int]:
+    return part.images[:, 0, 0, 0, 0].tolist()
+
+
+def test_random_split_holds_out_a_tenth_of_the_samples():
+    every = samples.merge(rows([str(i // 5) for i in range(200)]), "here")
+    kept, held_out = samples.split(every, 3, "random")
     assert (len(kept), len(held_out)) == (180, 20)
-    numbers = [int(part.images[i, 0, 0, 0]) for part in (kept, held_out) for i in range(len(part))]
-    assert sorted(numbers) == list(range(n))
+    assert sorted(numbers(kept) + numbers(held_out)) == list(range(200))
     for part in (kept, held_out):
-        for i in range(len(part)):
-            number = int(part.images[i, 0, 0, 0])
-            assert part.captions[i] == [f"caption {number}"]
-            assert part.extra_texts[i] == [f"extra {number}"]
-    assert samples.split(every, seed=3)[1].captions == held_out.captions
-    assert samples.split(every, seed=4)[1].captions != held_out.captions
+        assert part.captions == [[f"caption {i}"] for i in numbers(part)]
+        assert part.extra_texts == [[("extra", "de")]] * len(part)
+        assert part.concepts.tolist() == every.concepts[numbers(part)].tolist()
+    assert set(held_out.concepts.tolist()) & set(kept.concepts.tolist())
+    assert samples.split(every, 3, "random")[1].captions == held_out.captions
+    assert samples.split(every, 4, "random")[1].captions != held_out.captions
+
+
+def test_base_split_keeps_variants_together():
+    every = samples.merge(rows([str(i // 5) if i < 150 else None for i in range(200)]), "here")
+    for seed in range(5):
+        kept, held_out = samples.split(every, seed)
+        assert 20 <= len(held_out) < 25
+        assert not set(held_out.concepts.tolist()) & set(kept.concepts.tolist())
+    with pytest.raises(samples.DataError, match="--split base: all 3 samples are variants of one thing"):
+        samples.split(samples.merge(rows(["a"] * 3), "here"), 0)
+
+
+def test_what_shares_a_picture_or_a_base_is_one_concept():
+    red, green, blue, grey = (np.full((2, 2, 3), i, np.uint8) for i in range(4))
+    a = samples.Row([red, grey], ["a"], [samples.Text("A")], "one", ("kind",))
+    again = samples.Row([red, blue], ["b"], [samples.Text("A"), samples.Text("B")], "two")
+    variant = samples.Row([green, blue], ["c"], base="two")
+    by_second_picture = samples.Row([blue, blue], ["d"], base="three")
+    alone = samples.Row([grey, green], ["e"])  # shares with none what stands at the same place
+    merged = samples.merge([a, again, variant, by_second_picture, alone], "here")
+    assert merged.captions == [["a", "b"], ["c"], ["d"], ["e"]]
+    assert merged.extra_texts[0] == [("A", ""), ("B", "")]
+    assert merged.groups == [("kind",), (), (), ()]
+    first, *others, last = merged.concepts.tolist()
+    assert others == [first] * 2
+    assert last != first
 
 
 def test_text_table_draws_and_bags():

@@ -1,4 +1,4 @@
-"""Where samples come from: captions.csv, WebDataset shards, OpenMoji, and the errors that name file and line."""
+"""Where samples come from: captions.csv, WebDataset shards, emojis, and the errors that name file and line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from uniclip import samples, sources
+import torch.nn.functional as F
+from uniclip import emojis, samples, sources
 
 from tests.examples.pictures import picture, png
 
@@ -75,7 +76,7 @@ def test_csv_rows_of_an_image_and_equal_pictures_are_one_sample(tmp_path):
     loaded = sources.load(str(tmp_path), None)
     assert loaded.captions == [["one", "three on\r\ntwo lines", "four"], ["two, with a comma"]]
     assert loaded.extra_texts == [[], []]
-    assert loaded.images.shape == (2, 3, samples.IMAGE_SIZE, samples.IMAGE_SIZE)
+    assert loaded.images.shape == (2, 1, 3, samples.IMAGE_SIZE, samples.IMAGE_SIZE)
     assert loaded.images.dtype == torch.uint8
     assert sources.load(str(tmp_path), 3).captions == [["one", "three on\r\ntwo lines"], ["two, with a comma"]]
 
@@ -93,7 +94,7 @@ def test_webdataset_shards(tmp_path):
     write_shard(tmp_path / "s-001.tar", {"c.txt": "vier ä".encode(), "c.png": png(2)})
     loaded = sources.load(str(tmp_path / "s-{000..001}.tar"), None)
     assert loaded.captions == [["one", "2"], ["three"], ["vier ä"]]
-    np.testing.assert_array_equal(loaded.images[2].permute(1, 2, 0), samples.square(BytesIO(png(2))))
+    np.testing.assert_array_equal(loaded.images[2, 0].permute(1, 2, 0), samples.square(BytesIO(png(2))))
     assert len(sources.load(str(tmp_path / "s-{000..001}.tar"), 2)) == 2
 
 
@@ -125,17 +126,44 @@ def test_missing_shard(tmp_path):
         sources.load(str(tmp_path / "none-{0..1}.tar"), None)
 
 
-def test_openmoji_and_its_cache(tmp_path, monkeypatch):
+def test_emojis_and_their_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     first = sources.load(None, 60)
     (cache,) = (tmp_path / "uniclip-kernels").iterdir()
     marked = np.load(cache)
-    assert marked.shape == (60, samples.IMAGE_SIZE, samples.IMAGE_SIZE, 3)
+    assert marked.shape == (120, samples.IMAGE_SIZE, samples.IMAGE_SIZE, 3)
     marked[0] = 7
     np.save(cache, marked)
     second = sources.load(None, 60)
-    assert (second.images[0] == 7).all(), "the second time comes from the cache"
+    assert (second.images[0, 0] == 7).all(), "the second time comes from the cache"
     assert torch.equal(first.images[1:], second.images[1:])
     assert first.captions[0] == ["keycap #"]
-    austria = first.extra_texts[first.captions.index(["Austria"])]
-    assert {"flag for Austria", "flagge österreich", "drapeau autriche"} <= set(austria)
+    assert first.groups[0] == ("Symbols", "keycap")
+    # Two artists' drawings of a thing are more alike than those of two things.
+    small = F.avg_pool2d(first.images.flatten(0, 1).float(), 8).view(len(first), 2, -1)
+    small = F.normalize(small - small.mean(0), dim=2)
+    alike = small[:, 0] @ small[:, 1].T
+    assert alike.diagonal().mean() > alike.mean() + 3 * alike.std() / len(first) ** 0.5
+
+
+def points(code: str) -> tuple[int, ...]:
+    return emojis._points_in(code)
+
+
+@pytest.mark.parametrize(
+    ("variants", "base"),
+    [
+        (("1F44B", "1F44B-1F3FB", "1F44B-1F3FF"), "1F44B"),  # waving hand
+        (("1F3C4", "1F3C4-1F3FD-200D-2640-FE0F", "1F3C4-200D-2642"), "1F3C4"),  # surfing
+        (("1F9D1-200D-1F33E", "1F468-1F3FB-200D-1F33E", "1F469-200D-1F33E"), "1F9D1-1F33E"),  # farmer
+        (("1F6B6", "1F6B6-200D-2640-FE0F-200D-27A1-FE0F"), "1F6B6"),  # walking, facing right
+        (("1F469-200D-1F9B0", "1F9D1-1F3FF-200D-1F9B2", "1F468"), "1F9D1"),  # a person's hair
+        (("1F46B", "1F46D-1F3FC", "1F9D1-1F3FB-200D-1F91D-200D-1F9D1-1F3FF"), "1F9D1-1F91D-1F9D1"),  # holding hands
+        (("1F491", "1F469-200D-2764-FE0F-200D-1F468"), "1F9D1-2764-1F9D1"),  # couple with heart
+        (("2640", "2640-FE0F"), "2640"),  # the female sign alone
+        (("1F3FB",), "1F3FB"),  # a skin tone alone
+    ],
+)
+def test_variants_of_an_emoji_have_one_base(variants, base):
+    assert {emojis._base(points(variant)) for variant in variants} == {points(base)}
+    assert emojis._base(points("1F1F3-1F1F4")) != emojis._base(points("1F1F8-1F1EF"))  # flags are no variants

@@ -1,0 +1,205 @@
+"""The page of an ablation: one table and two plots, from what each run measured."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from ..files import write_atomically
+from .configurations import CONFIGURATIONS, FULL, Configuration
+
+BEGIN, END = "<!-- results -->", "<!-- /results -->"
+CHANCE = "chance"
+BOTH_WAYS = ("text_to_image_recall@1", "image_to_text_recall@1")
+STRENGTHS = (0.5, 1.0, 2.0, 3.0)
+MEAN = {"capsize": 5, "markersize": 18}
+
+
+class Result(NamedTuple):
+    """What one run measured, and what guessing would have given on what it held out."""
+
+    configuration: Configuration
+    seed: int
+    measures: dict[str, float]
+    chance: dict[str, float]
+
+
+Measures = Callable[[Result], float]
+
+
+def write(results: list[Result], page: Path, told: str) -> None:
+    """The table and the plots in ``page``, between its markers if it is there, the numbers beside it. ``told``: of what run."""
+    for path, figure in (
+        (_beside(page, "parts.svg"), _plot_of_parts(results)),
+        (_beside(page, "training.svg"), _plot_of_training(results)),
+    ):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg")
+        write_atomically(path, lambda file, buffer=buffer: file.write(buffer.getvalue()))
+    _write_numbers(results, _beside(page, "runs.csv"))
+    plots = (("parts", "Recall by configuration"), ("training", "Recall by way of training"))
+    shown = "\n".join(f"![{what}]({_beside(page, f'{name}.svg').name})\n" for name, what in plots)
+    text = f"{told}\n\n{table(results)}\n{shown}"
+    before, _, rest = (page.read_text(encoding="utf-8") if page.exists() else f"{BEGIN}\n{END}\n").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise ValueError(f"{page} has no {BEGIN} followed by {END}")
+    content = f"{before}{BEGIN}\n{text}{END}{after}"
+    write_atomically(page, lambda file: file.write(content.encode()))
+
+
+def table(results: list[Result]) -> str:
+    """Means over seeds in percent, ± the standard deviation; and the difference to UniCLIP with the same seed."""
+    recall = [f"text_to_image_recall@{k}" for k in (1, 5, 10)], [f"image_to_text_recall@{k}" for k in (1, 5, 10)]
+    columns: dict[str, Callable[[list[Result]], str]] = {
+        "text → picture recall@1 / 5 / 10": lambda of: _shares(of, *recall[0]),
+        "median rank": lambda of: _ranks(of, "text_to_image_median_rank"),
+        "picture → text recall@1 / 5 / 10": lambda of: _shares(of, *recall[1]),
+        "median rank ": lambda of: _ranks(of, "image_to_text_median_rank"),
+        "artist → artist recall@1": lambda of: _shares(of, "across_artists_recall@1"),
+        "zero-shot group / subgroup": lambda of: _shares(of, "zero_shot_group", "zero_shot_subgroup"),
+        "probe group / subgroup": lambda of: _shares(of, "probe_group", "probe_subgroup"),
+        "recall@1 − UniCLIP's": lambda of: _difference(of, results),
+    }
+    lines = [["part", "configuration", *columns], ["---"] * (2 + len(columns))]
+    for configuration in CONFIGURATIONS:
+        of = [r for r in results if r.configuration == configuration]
+        lines.append([configuration.part, configuration.label, *(cell(of) if of else "—" for cell in columns.values())])
+    guessed = [r._replace(measures=r.chance) for r in results]
+    lines.append(["", CHANCE, *(cell(guessed) for cell in list(columns.values())[:-1]), "—"])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+
+
+def _values(of: Iterable[Result], measure: str) -> list[float]:
+    return [r.measures[measure] for r in of if measure in r.measures]
+
+
+def _shares(of: list[Result], first: str, *more: str) -> str:
+    rest = "".join(f" / {100 * statistics.mean(_values(of, measure)):.1f}" for measure in more)
+    return f"{_mean(_values(of, first), 100)}{rest}"
+
+
+def _ranks(of: list[Result], measure: str) -> str:
+    return f"{statistics.mean(values):.1f}" if (values := _values(of, measure)) else "—"
+
+
+def _mean(values: list[float], times: float) -> str:
+    spread = f" ± {times * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{times * statistics.mean(values):.1f}{spread}"
+
+
+def recall_at_1(result: Result) -> float:
+    """The mean of both ways."""
+    return statistics.mean(result.measures[way] for way in BOTH_WAYS)
+
+
+def _paired(of: list[Result], others: list[Result]) -> list[float]:
+    other = {r.seed: recall_at_1(r) for r in others}
+    return [recall_at_1(r) - other[r.seed] for r in of if r.seed in other]
+
+
+def _difference(of: list[Result], results: list[Result]) -> str:
+    """Mean and its standard error."""
+    differences = _paired(of, _of(results, FULL, aware=True))
+    if not differences or of[0].configuration == _full():
+        return "—"
+    error = _error(differences)
+    return f"{100 * statistics.mean(differences):+.1f}" + (f" ± {100 * error:.1f}" if error is not None else "")
+
+
+def _error(values: list[float]) -> float | None:
+    return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+
+
+def _full() -> Configuration:
+    return next(c for c in CONFIGURATIONS if c.name == FULL and c.objective.aware)
+
+
+def _of(results: list[Result], name: str, aware: bool, strength: float = 1.0) -> list[Result]:
+    part = "parts" if strength == 1 else f"augmentation × {strength:g}"
+    wanted = [c for c in CONFIGURATIONS if (c.part, c.name, c.objective.aware) == (part, name, aware)]
+    return [r for r in results if r.configuration in wanted]
+
+
+def _plot_of_parts(results: list[Result]):
+    """Recall@1 of each seed, and the mean, by configuration."""
+    shown = [c for c in CONFIGURATIONS if c.part in ("parts", "domains")]
+    figure, axis = _figure(9, 0.34 * len(shown) + 1)
+    axis = axis[0, 0]
+    for place, configuration in enumerate(reversed(shown)):
+        values = [100 * recall_at_1(r) for r in results if r.configuration == configuration]
+        color = "C1" if configuration.objective.aware else "C0"
+        axis.plot(values, [place] * len(values), "o", color=color, alpha=0.4, markersize=5)
+        if values:
+            axis.plot([statistics.mean(values)] * 2, [place - 0.3, place + 0.3], color=color, linewidth=2.5)
+    axis.set_yticks(range(len(shown)), [c.label for c in reversed(shown)], fontsize=9)
+    axis.set_xlabel(
+        "held-out recall@1 at rank 1, mean of text → picture and picture → text, % (orange: told the augmentation)"
+    )
+    return figure
+
+
+def _plot_of_training(results: list[Result]):
+    """What awareness brings by strength of augmentation, and what other ways of training bring."""
+    figure, ((awareness, ways),) = _figure(11, 4, 2)
+    for place, strength in enumerate(STRENGTHS):
+        pairs = [_of(results, FULL, aware, strength) for aware in (True, False)]
+        differences = [100 * d for d in _paired(*pairs)]
+        awareness.plot([place] * len(differences), differences, "o", color="C1", alpha=0.4)
+        if differences:
+            awareness.errorbar(place, statistics.mean(differences), _error(differences), fmt="_", color="C1", **MEAN)
+    awareness.axhline(0, color="black", linewidth=0.8)
+    awareness.set_xticks(range(len(STRENGTHS)), [f"× {strength:g}" for strength in STRENGTHS])
+    awareness.set_xlabel("strength of augmentation")
+    awareness.set_title("recall@1: told the augmentation − not told, %", fontsize=10)
+
+    plain = _of(results, FULL, aware=False)
+    others = [
+        c for c in CONFIGURATIONS if c.part not in ("parts", "domains") and not c.objective.aware and c.name == FULL
+    ]
+    for place, configuration in enumerate(reversed(others)):
+        differences = [100 * d for d in _paired([r for r in results if r.configuration == configuration], plain)]
+        ways.plot(differences, [place] * len(differences), "o", color="C0", alpha=0.4)
+        if differences:
+            ways.errorbar(
+                statistics.mean(differences),
+                place,
+                xerr=_error(differences),
+                fmt="|",
+                color="C0",
+                capsize=5,
+                markersize=18,
+            )
+    ways.axvline(0, color="black", linewidth=0.8)
+    ways.set_yticks(range(len(others)), [c.part for c in reversed(others)], fontsize=9)
+    ways.set_title("recall@1: trained so − trained as usual, both not told, %", fontsize=10)
+    return figure
+
+
+def _figure(width: float, height: float, columns: int = 1):
+    from matplotlib.figure import Figure  # slow to import
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _write_numbers(results: list[Result], path: Path) -> None:
+    buffer = io.StringIO()
+    names = list(results[0].measures)
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["part", "configuration", "seed", *names])
+    for r in results:
+        writer.writerow([r.configuration.part, r.configuration.label, r.seed, *(f"{r.measures[n]:.6g}" for n in names)])
+    write_atomically(path, lambda file: file.write(buffer.getvalue().encode()))
+
+
+def _beside(page: Path, name: str) -> Path:
+    return page.with_name(f"{page.stem}-{name}")
