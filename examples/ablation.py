@@ -22,7 +22,7 @@ from tqdm import tqdm
 from uniclip import options as training
 from uniclip import sources
 from uniclip.ablation import report
-from uniclip.ablation.configurations import CONFIGURATIONS, IMAGE_SIZE, Configuration
+from uniclip.ablation.configurations import CONFIGURATIONS, IMAGE_SIZE, WIDTH, Configuration
 from uniclip.ablation.measures import by_chance, measure
 from uniclip.files import write_atomically
 from uniclip.samples import Samples, split
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\nstopped; to go on:\n  {shlex.join(sys.orig_argv)}")
         return INTERRUPTED
     results = [report.Result(*run, *load(options, *run)) for run in runs]
-    report.write(results, options.page, told(options))
+    report.write(results, options.page, told(options, sum(result.seconds for result in results)))
     print(f"see {options.page}")
     return 0
 
@@ -85,10 +85,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def told(options: argparse.Namespace) -> str:
+def told(options: argparse.Namespace, seconds: float) -> str:
     """What a reader needs to repeat it."""
     command = f"python examples/ablation.py --seeds {options.seeds}{' --quick' if options.quick else ''}"
-    return f"`{command}`; {platform.processor() or platform.machine()}, torch {torch.__version__}, {date.today()}"
+    machine = f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
+    return f"`{command}`: {seconds / 3600:.2f} hours of one core, {machine}, torch {torch.__version__}, {date.today()}"
 
 
 def train_all(runs: list[tuple[Configuration, int]], options: argparse.Namespace) -> None:
@@ -134,8 +135,17 @@ def run(configuration: Configuration, seed: int, quick: bool = False) -> dict:
     began = time.monotonic()
     if quick:
         configuration = replace(configuration, **QUICK)
-    how = ["--epochs", configuration.epochs, "--batch-size", configuration.batch_size, "--image-size", IMAGE_SIZE]
-    how += ["--augmentation", configuration.augmentation, "--seed", seed, "--device", "cpu"]
+    how = [
+        "--epochs",
+        configuration.epochs,
+        "--batch-size",
+        configuration.batch_size,
+        "--seed",
+        seed,
+        "--device",
+        "cpu",
+    ]
+    how += ["--augmentation", configuration.augmentation, "--image-size", IMAGE_SIZE, "--width", WIDTH]
     options = training.parse([*map(str, how)])
     train, test = split(_samples, seed)
     trainer = Trainer(train, configuration.objective, options)
@@ -157,20 +167,22 @@ def save(options: argparse.Namespace, configuration: Configuration, seed: int, r
     )
 
 
-def load(options: argparse.Namespace, configuration: Configuration, seed: int) -> tuple[dict, dict] | None:
-    """The measures of a run and what chance gives, if it was done before."""
+def load(options: argparse.Namespace, configuration: Configuration, seed: int) -> tuple[dict, dict, float] | None:
+    """The measures of a run, what chance gives, and its seconds, if it was done before."""
     path = path_of(options, configuration, seed)
     if not path.exists():
         return None
     kept = json.loads(path.read_bytes())
     if kept["settings"] != settings(options, configuration, seed):
         raise ValueError(f"{path} is of another ablation; remove it, or give another --out")
-    return kept["measures"], kept["chance"]
+    return kept["measures"], kept["chance"], kept["seconds"]
 
 
 def settings(options: argparse.Namespace, configuration: Configuration, seed: int) -> dict:
     return json.loads(
-        json.dumps({**configuration.settings, "image_size": IMAGE_SIZE, "seed": seed, "quick": options.quick})
+        json.dumps(
+            {**configuration.settings, "image_size": IMAGE_SIZE, "width": WIDTH, "seed": seed, "quick": options.quick}
+        )
     )
 
 

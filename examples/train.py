@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from tqdm import tqdm
-from uniclip import checkpoint, distributed, files, plots, sources
+from uniclip import checkpoint, distributed, emojis, files, plots, sources
 from uniclip.metrics import RECALLS, Metrics, peak_memory_bytes
 from uniclip.objective import DOMAINS, OBJECTIVES
 from uniclip.options import parse, settings
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
         raise checkpoint.CheckpointError(f"--resume: the pictures or texts are not those that {saved} was made with")
     out = f"{len(test)} held out ({options.split} split) with {len(held_out.captions)} captions"
     print(f"{len(train)} samples to train on, {out}")
-    by_chance = " / ".join(f"{100 * chance(held_out.right, min(k, len(test))):.1f}" for k in RANKS)
+    by_chance = " / ".join(f"{100 * chance(held_out.right, k):.1f}" for k in RANKS)
     print(f"chance: text→image recall@1/5/10 {by_chance} %")
 
     objective = dataclasses.replace(OBJECTIVES[options.objective], sources=DOMAINS[options.domains])
@@ -93,7 +93,8 @@ def run(options: argparse.Namespace) -> int:
     metrics.close()
 
     plots.curves(metrics.rows, trainer.objective, options.out / "curves.png")
-    plots.retrieval(held_out, similarities(trainer.average.module, held_out), options.out / "retrieval.png")
+    credit = emojis.CREDIT if options.data is None else ""
+    plots.retrieval(held_out, similarities(trainer.average.module, held_out), options.out / "retrieval.png", credit)
     print(f"see {options.out}/metrics.jsonl, curves.png and retrieval.png")
     return 0
 

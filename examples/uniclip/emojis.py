@@ -20,6 +20,7 @@ from .files import write_atomically
 from .samples import IMAGE_SIZE, Row, Text, square
 
 ARTISTS = ("OpenMoji", "Twemoji")  # the first two pictures of a row
+CREDIT = "drawings: OpenMoji, CC BY-SA 4.0"  # of the first
 LANGUAGES = ("de", "es", "fr", "it", "pt")
 
 _PRESENTATION = 0xFE0F  # written or not without another meaning

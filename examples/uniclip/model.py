@@ -109,10 +109,10 @@ class UniCLIP(nn.Module):
 
     embedding = 256
 
-    def __init__(self, objective: Objective, image_size: int) -> None:
+    def __init__(self, objective: Objective, image_size: int, width: int) -> None:
         super().__init__()
         self.objective, self.image_size = objective, image_size
-        self.image = ImageEncoder(image_size, (64, 128, 256))
+        self.image = ImageEncoder(image_size, (width, 2 * width, 4 * width))
         self.heads = nn.ModuleDict(
             {
                 head: AugmentationAwareHead(self.image.features, 512, self.embedding, objective.aware)

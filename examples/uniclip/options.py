@@ -103,6 +103,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help=f"of the loss; usable here: {', '.join(usable)}; default: the best",
     )
     add("--image-size", type=int, choices=(16, 32, 48, 64), default=48, help="side of the views in pixels; default: 48")
+    add(
+        "--width",
+        type=int,
+        choices=(16, 32, 64, 128),
+        default=64,
+        help="first channels of the image encoder; default: 64",
+    )
     add("--epochs", type=positive, default=36, help="passes over the training samples; default: %(default)s")
     add("--batch-size", type=_batch_size, default=128, help="samples a step, over all ranks; default: %(default)s")
     add(

@@ -64,10 +64,11 @@ def curves(rows: list[dict], objective: Objective, path: Path) -> None:
     _save(figure, path)
 
 
-def retrieval(held_out: HeldOut, similarity: Tensor, path: Path) -> None:
+def retrieval(held_out: HeldOut, similarity: Tensor, path: Path, credit: str = "") -> None:
     """Held-out texts, evenly spaced in the list of all, each with its five nearest held-out pictures.
 
     similarity  (T, N) as from `retrieval.similarities`
+    credit      whose pictures they are
     """
     rows, columns = QUERIES
     texts = len(held_out.captions)
@@ -91,6 +92,7 @@ def retrieval(held_out: HeldOut, similarity: Tensor, path: Path) -> None:
             for spine in axis.spines.values():
                 spine.set(color=RIGHT if right else WRONG, linewidth=3 if right else 0.8)
     figure.suptitle("held-out texts and their five nearest held-out pictures (number: cosine; green: right)", y=0.975)
+    figure.text(0.99, 0.005, credit, ha="right", fontsize=8, color=INK)
     _save(figure, path)
 
 

@@ -96,5 +96,6 @@ def recalls(similarity: Tensor, right: Tensor) -> dict[str, float]:
 def chance(right: Tensor, k: int) -> float:
     """The recall@k of queries, (Q, A), whose answers come in an order drawn at random."""
     answers = right.shape[1]
+    k = min(k, answers)
     none = [math.comb(answers - of_query, k) / math.comb(answers, k) for of_query in right.sum(1).tolist()]
     return 1 - sum(none) / len(none)

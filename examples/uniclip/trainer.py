@@ -55,7 +55,9 @@ class Trainer:
         self.languages = torch.tensor([number[text.language] for of_sample in texts for text in of_sample])
 
         torch.manual_seed(options.seed)
-        self.model = UniCLIP(objective, options.image_size).to(self.device, memory_format=torch.channels_last)
+        self.model = UniCLIP(objective, options.image_size, options.width).to(
+            self.device, memory_format=torch.channels_last
+        )
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGING))
         self.towers = distributed.towers(self.model)
         self.loss = objective.criterion(options.backend, distributed.group()).to(self.device)

@@ -14,7 +14,7 @@ N = 4
 
 def model_and_inputs(name: str) -> tuple[UniCLIP, tuple]:
     objective = OBJECTIVES[name]
-    model = UniCLIP(objective, 32)
+    model = UniCLIP(objective, 32, 16)
     images = torch.randint(0, 256, (N, 3, 64, 64), dtype=torch.uint8)
     vectors = [augment.draw(N) for _ in range(VIEWS)]
     views = [augment.apply(images, vector, model.image_size) for vector in vectors]
@@ -40,7 +40,7 @@ def test_heads_are_told_the_augmentation_in_one_space_alone(name):
 
 
 def test_hidden_features_have_no_part():
-    text = UniCLIP(OBJECTIVES["clip"], 32).text
+    text = UniCLIP(OBJECTIVES["clip"], 32, 16).text
     copies = Bags(torch.full((1000,), 5), torch.arange(1001))  # a thousand texts of one feature, the same
     shown = text(copies)
     alike = torch.isclose(text(copies.with_some_hidden()), shown[:1], atol=1e-6).all(1)
