@@ -83,8 +83,8 @@ class CPU(Device):
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
     def machine(self) -> str:
-        capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
-        return f"{_cpu_model()} ({capability}), {self.cores()} cores, {threads} threads"
+        vectors, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+        return f"{_cpu_model()} ({vectors}{_bfloat16_products()}), {self.cores()} cores, {threads} threads"
 
 
 class CUDA(Device):
@@ -163,6 +163,13 @@ def _in_bytes(file: str, field: str) -> int:
     return next(
         int(line.split()[1]) * 1024 for line in Path(file).read_text().splitlines() if line.startswith(f"{field}:")
     )
+
+
+def _bfloat16_products() -> str:
+    """What the processor has for them; names of models do not tell."""
+    has = getattr(torch.cpu, "get_capabilities", dict)()  # not in older versions
+    found = [name for name, key in (("AMX", "amx_bf16"), ("AVX512-BF16", "avx512_bf16")) if has.get(key)]
+    return f", {found[0]}" if found else ""
 
 
 def _cpu_model() -> str:

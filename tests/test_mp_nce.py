@@ -30,7 +30,7 @@ def test_cpu_with_any_operands_of_bfloat16_products(case, operands, monkeypatch)
 
 
 @pytest.mark.parametrize("dtype", LOW, ids=str)
-@pytest.mark.parametrize("case", some(GRID, 2), ids=repr)
+@pytest.mark.parametrize("case", some(GRID, 4), ids=repr)
 def test_reference_in_low_precision(case, dtype):
     assert_matches(evaluate(case, "reference", dtype), case, dtype)
 

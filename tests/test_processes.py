@@ -175,7 +175,7 @@ UNCHECKED = """
 import torch
 from uniclip_kernels import domain_similarity, mp_nce
 torch.set_num_threads(1)
-for k, m in [(2, 200), (40, 200), (17, 1200)] * 2:
+for k, m in [(2, 200), (40, 200), (17, 1200)]:
     tau, b = (torch.full((k, k), x, requires_grad=True) for x in (0.5, 0.25))
     for bad in (k, k + 5, 127, -1, 2**40, -(2**40), 2**63 - 1, -(2**63)):
         z = torch.randn(m, 8, requires_grad=True)
@@ -225,7 +225,7 @@ print(extra(n, d, k))
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
 @pytest.mark.parametrize(
-    ("n", "d", "k"), [(2048, 128, 2), (512, 8192, 2), (1200, 64, 100), (333, 64, 200), (333, 64, 500), (333, 64, 1000)]
+    ("n", "d", "k"), [(2048, 128, 2), (512, 8192, 2), (1200, 64, 100), (333, 64, 200), (333, 64, 1000)]
 )
 def test_extra_memory_is_linear(n, d, k):
     """At most 4 M D floats and 64 MB: an M x M matrix takes 151 MB in the first case, an M x D one 50 MB in the second."""

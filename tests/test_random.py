@@ -11,7 +11,7 @@ from tests.cases import Candidates, Case, as_they_are, every_other, transposed, 
 from tests.evaluate import assert_matches, evaluate, specification
 from tests.objective_cases import OBJECTIVES
 
-EXAMPLES = int(os.environ.get("UNICLIP_EXAMPLES", "200"))
+EXAMPLES = int(os.environ.get("UNICLIP_EXAMPLES", "120"))
 
 
 @st.composite

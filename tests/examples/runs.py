@@ -12,11 +12,12 @@ import pytest
 import train
 from uniclip.options import parse
 
+SMALL = ("--image-size", "16", "--width", "16")
 MEASURED_ANEW = {"seconds_encoders", "seconds_loss", "seconds_optimizer", "peak_memory_bytes"}
 
 
 def arguments(folder: Path, out: Path, *more: str) -> list[str]:
-    return ["--data", str(folder), "--out", str(out), "--device", "cpu", "--batch-size", "7", *more]
+    return ["--data", str(folder), "--out", str(out), "--device", "cpu", "--batch-size", "7", *SMALL, *more]
 
 
 def run(folder: Path, out: Path, *more: str) -> int:

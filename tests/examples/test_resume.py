@@ -19,7 +19,7 @@ from PIL import Image
 from uniclip import checkpoint, files
 
 from tests.examples.conftest import EXAMPLES
-from tests.examples.runs import MEASURED_ANEW, ctrl_c_after, metrics, numbers, run
+from tests.examples.runs import MEASURED_ANEW, SMALL, ctrl_c_after, metrics, numbers, run
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_damaged_checkpoint(folder, tmp_path, uninterrupted, content):
 
 def test_interrupted_process_says_how_to_go_on(folder, tmp_path):
     out = tmp_path / "with space"
-    arguments = ["--data", folder, "--out", out, "--batch-size", "21", "--epochs", "8", "--device", "cpu"]
+    arguments = ["--data", folder, "--out", out, "--batch-size", "21", "--epochs", "5", "--device", "cpu", *SMALL]
     command = [sys.executable, str(EXAMPLES / "train.py"), *map(str, arguments)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 300
@@ -124,9 +124,9 @@ def test_interrupted_process_says_how_to_go_on(folder, tmp_path):
     go_on = shlex.split(said.split("to go on:")[1])
     assert go_on == [*command, "--resume"]
     done = len(metrics(out))
-    assert 0 < done < 8
+    assert 0 < done < 5
     subprocess.run(go_on, check=True, capture_output=True, timeout=300, env={**os.environ, "PYTHONHASHSEED": "1"})
-    assert [row["epoch"] for row in metrics(out)] == list(range(1, 9))
+    assert [row["epoch"] for row in metrics(out)] == list(range(1, 6))
 
 
 def test_file_is_whole_or_not_there(tmp_path):

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from ..objective import DOMAINS, OBJECTIVES, Objective
 
 IMAGE_SIZE, WIDTH = 32, 32  # half of what train.py has, for so many runs
-EPOCHS, BATCH_SIZE = 14, 128
+EPOCHS, BATCH_SIZE = 12, 128
 FULL = "MP-NCE, τ and b a pair"
 
 
