@@ -8,13 +8,13 @@ import os
 import platform
 import re
 import shlex
+import signal
 import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from datetime import date
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import torch
@@ -102,23 +102,17 @@ def train_all(runs: list[tuple[Configuration, int]], options: argparse.Namespace
     with pool, bar:
         waiting = {pool.submit(run, c, seed, options.quick): (c, seed) for c, seed in runs}
         try:
-            for future in completed(waiting):
+            for future in as_completed(waiting):
                 configuration, seed = waiting[future]
                 save(options, configuration, seed, future.result())
-                bar.write(
-                    f"{configuration.part}: {configuration.label}, seed {seed}: {future.result()['seconds']:.0f} s"
-                )
+                seconds = future.result()["seconds"]
+                bar.write(f"{configuration.part}: {configuration.label}, seed {seed}: {seconds:.0f} s")
                 bar.update(configuration.epochs)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for process in active_children():
+                process.terminate()
             raise
-
-
-def completed(waiting: dict[Future, tuple]) -> Iterator[Future]:
-    left = set(waiting)
-    while left:
-        done, left = wait(left, return_when=FIRST_COMPLETED)
-        yield from done
 
 
 _samples: Samples
@@ -126,6 +120,7 @@ _samples: Samples
 
 def start_worker(limit: int | None) -> None:
     global _samples
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is the parent that stops
     torch.set_num_threads(1)
     _samples = sources.load(None, limit)
 

@@ -89,7 +89,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         default="uniclip",
         help="what to train with (see below); default: uniclip",
     )
-    add("--domains", choices=DOMAINS, default="picture", help="what rows are of (see below); default: picture")
+    add("--domains", choices=DOMAINS, help="what rows are of (see below); default: artists, of --data picture")
     add(
         "--augmentation",
         type=_strength,
@@ -147,6 +147,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.backend and (reason := backends()[options.backend]):
         parser.error(f"--backend {options.backend} is not usable here: {reason}")
+    options.domains = options.domains or ("picture" if options.data else "artists")
     return options
 
 

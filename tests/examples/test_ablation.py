@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -23,8 +25,24 @@ def ablation(out: Path, *more: str) -> subprocess.CompletedProcess:
 def test_quick_ablation_measures_every_configuration_and_goes_on_after_a_stop(tmp_path):
     out, page = tmp_path / "out", tmp_path / "page.md"
     page.write_text(f"before\n{report.BEGIN}\nof old\n{report.END}\nafter\n")
-    done = ablation(out, "--quick", "--page", str(page))
+    more = ["--quick", "--page", str(page)]
+    process = subprocess.Popen(
+        [*RUN, "--out", str(out), *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 300
+    while len(list(out.glob("*.json"))) < 2:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped; to go on:\n" in said
+    assert "Traceback" not in errors
+
+    done = ablation(out, *more)
     assert done.returncode == 0, done.stderr
+    assert ", 0 of them done before" not in done.stdout
     rows = [
         tuple(cell.strip() for cell in line.split("|")[1:3]) for line in page.read_text().splitlines() if "|" in line
     ]

@@ -12,6 +12,7 @@ import train
 from PIL import Image
 from uniclip.objective import OBJECTIVES
 from uniclip.options import parse
+from uniclip.samples import DataError
 
 from tests.examples.conftest import EXAMPLES
 from tests.examples.runs import metrics, numbers, run
@@ -81,6 +82,13 @@ def test_data_error_ends_the_process_in_one_line(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_two_pictures_a_sample_are_of_emojis_alone(folder, tmp_path):
+    assert parse([]).domains == "artists"
+    assert parse(["--data", str(folder)]).domains == "picture"
+    with pytest.raises(DataError, match="--domains: needs 2 pictures of each sample, the data has 1"):
+        run(folder, tmp_path, "--domains", "artists")
+
+
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
@@ -93,6 +101,8 @@ def test_data_error_ends_the_process_in_one_line(tmp_path):
         (["--batch-size", "1"], "must be at least 2, for there are no negatives otherwise, got 1"),
         (["--cache-chunk", "0"], "--cache-chunk: must be at least 1, got 0"),
         (["--device", "meta"], "meta is not usable here"),
+        (["--augmentation", "-1"], "--augmentation: must be a number from 0, got -1"),
+        (["--augmentation", "inf"], "--augmentation: must be a number from 0, got inf"),
         (["--objective", "other"], "--objective: invalid choice"),
     ],
 )
