@@ -140,6 +140,7 @@ class Objective:
 
 OBJECTIVES = {
     "uniclip": Objective(),
+    "mp-nce": Objective(aware=False),
     "supcon": Objective(SupConLoss),
     "mil-nce": Objective(MILNCELoss),
     "infonce": Objective(positives="drawn"),

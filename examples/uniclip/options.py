@@ -37,9 +37,10 @@ data:
 objectives, each of two augmented views and two texts a sample:
   uniclip       all are compared with all, each positive with the negatives alone (MP-NCE), with a temperature and an
                 offset for each pair of domains, and an image head that is told the augmentation
-  supcon        the same with SupCon, whose positives compete with each other
-  mil-nce       the same with MIL-NCE, whose positives are one
-  infonce       the same with one of the positives, drawn for each step
+  mp-nce        the same without being told, which docs/ablation.md found better in training as long as this
+  supcon        as uniclip with SupCon, whose positives compete with each other
+  mil-nce       as uniclip with MIL-NCE, whose positives are one
+  infonce       as uniclip with one of the positives, drawn for each step
   clip          pictures with texts only, one view with one text
   simclr+clip   clip, beside a second image head in which the two views of a sample meet
 
@@ -86,8 +87,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add(
         "--objective",
         choices=OBJECTIVES,
-        default="uniclip",
-        help="what to train with (see below); default: uniclip",
+        default="mp-nce",
+        help="what to train with (see below); default: mp-nce",
     )
     add("--domains", choices=DOMAINS, help="what rows are of (see below); default: artists, of --data picture")
     add(
