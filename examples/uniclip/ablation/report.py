@@ -15,7 +15,13 @@ from .configurations import CONFIGURATIONS, FULL, Configuration
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
 CHANCE = "chance"
-STRENGTHS = (0.5, 1.0, 2.0, 3.0)
+AWARENESS = {
+    "× 0.5": "augmentation × 0.5",
+    "× 1": "parts",
+    "× 2": "augmentation × 2",
+    "× 3": "augmentation × 3",
+    "× 1, twice\nas long": "twice as long",
+}
 MEAN = {"capsize": 5, "markersize": 18}
 
 
@@ -102,7 +108,7 @@ def _paired(of: list[Result], others: list[Result]) -> list[float]:
 
 def _difference(of: list[Result], results: list[Result]) -> str:
     """Mean and its standard error."""
-    differences = _paired(of, _of(results, FULL, aware=True))
+    differences = _paired(of, _of(results, "parts", aware=True))
     if not differences or of[0].configuration == _full():
         return "—"
     error = _error(differences)
@@ -117,9 +123,9 @@ def _full() -> Configuration:
     return next(c for c in CONFIGURATIONS if c.name == FULL and c.objective.aware)
 
 
-def _of(results: list[Result], name: str, aware: bool, strength: float = 1.0) -> list[Result]:
-    part = "parts" if strength == 1 else f"augmentation × {strength:g}"
-    wanted = [c for c in CONFIGURATIONS if (c.part, c.name, c.objective.aware) == (part, name, aware)]
+def _of(results: list[Result], part: str, aware: bool) -> list[Result]:
+    """MP-NCE with a temperature and an offset a pair, of a part."""
+    wanted = [c for c in CONFIGURATIONS if (c.part, c.name, c.objective.aware) == (part, FULL, aware)]
     return [r for r in results if r.configuration in wanted]
 
 
@@ -135,27 +141,25 @@ def _plot_of_parts(results: list[Result]):
         if values:
             axis.plot([statistics.mean(values)] * 2, [place - 0.3, place + 0.3], color=color, linewidth=2.5)
     axis.set_yticks(range(len(shown)), [c.label for c in reversed(shown)], fontsize=9)
-    axis.set_xlabel(
-        "mean of recall@1, @5, @10, text → picture and back, on held-out concepts, % (orange: told the augmentation)"
-    )
+    axis.set_xlabel("mean recall on held-out concepts, % (orange: told the augmentation)")
     return figure
 
 
 def _plot_of_training(results: list[Result]):
     """What awareness brings by strength of augmentation, and what other ways of training bring."""
     figure, ((awareness, ways),) = _figure(11, 4, 2)
-    for place, strength in enumerate(STRENGTHS):
-        pairs = [_of(results, FULL, aware, strength) for aware in (True, False)]
+    for place, part in enumerate(AWARENESS.values()):
+        pairs = [_of(results, part, aware) for aware in (True, False)]
         differences = [100 * d for d in _paired(*pairs)]
         awareness.plot([place] * len(differences), differences, "o", color="C1", alpha=0.4)
         if differences:
             awareness.errorbar(place, statistics.mean(differences), _error(differences), fmt="_", color="C1", **MEAN)
     awareness.axhline(0, color="black", linewidth=0.8)
-    awareness.set_xticks(range(len(STRENGTHS)), [f"× {strength:g}" for strength in STRENGTHS])
+    awareness.set_xticks(range(len(AWARENESS)), list(AWARENESS))
     awareness.set_xlabel("strength of augmentation")
-    awareness.set_title("mean recall: told the augmentation − not told, %", fontsize=10)
+    awareness.set_title("mean recall: told the augmentation − not told, points", fontsize=10)
 
-    plain = _of(results, FULL, aware=False)
+    plain = _of(results, "parts", aware=False)
     others = [
         c for c in CONFIGURATIONS if c.part not in ("parts", "domains") and not c.objective.aware and c.name == FULL
     ]
@@ -174,7 +178,7 @@ def _plot_of_training(results: list[Result]):
             )
     ways.axvline(0, color="black", linewidth=0.8)
     ways.set_yticks(range(len(others)), [c.part for c in reversed(others)], fontsize=9)
-    ways.set_title("mean recall: trained so − trained as usual, both not told, %", fontsize=10)
+    ways.set_title("mean recall: trained so − trained as usual, both not told, points", fontsize=10)
     return figure
 
 
