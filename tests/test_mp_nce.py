@@ -21,7 +21,7 @@ def test_cpu_on_the_grid(case, dtype):
 
 
 @pytest.mark.parametrize("operands", [torch.float32, torch.bfloat16, torch.int16], ids=str)
-@pytest.mark.parametrize("case", some(GRID, 2), ids=repr)
+@pytest.mark.parametrize("case", some(GRID, 3), ids=repr)
 def test_cpu_with_any_operands_of_bfloat16_products(case, operands, monkeypatch):
     if operands == torch.bfloat16 and not torch.cpu._is_avx512_bf16_supported():
         pytest.skip("this processor has no bfloat16 instructions")

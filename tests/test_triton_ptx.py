@@ -29,7 +29,7 @@ def backend():
     return executed_ptx()
 
 
-@pytest.mark.parametrize("case", some(GRID, 6), ids=repr)
+@pytest.mark.parametrize("case", some(GRID, 8), ids=repr)
 def test_in_bfloat16(case, backend):
     with installed("triton", backend):
         assert_matches(evaluate(case, "triton", torch.bfloat16), case, torch.bfloat16)
