@@ -82,6 +82,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--page", type=Path, help="Markdown file that the table goes to; default: ablation.md in --out")
     options = parser.parse_args(arguments)
     options.page = options.page or options.out / "ablation.md"
+    if options.page.exists() and not report.has_markers(options.page.read_text(encoding="utf-8")):
+        parser.error(f"--page {options.page} has no {report.BEGIN} followed by {report.END}")
     return options
 
 
@@ -130,24 +132,14 @@ def run(configuration: Configuration, seed: int, quick: bool = False) -> dict:
     began = time.monotonic()
     if quick:
         configuration = replace(configuration, **QUICK)
-    how = [
-        "--epochs",
-        configuration.epochs,
-        "--batch-size",
-        configuration.batch_size,
-        "--seed",
-        seed,
-        "--device",
-        "cpu",
-    ]
-    how += ["--augmentation", configuration.augmentation, "--image-size", IMAGE_SIZE, "--width", WIDTH]
-    options = training.parse([*map(str, how)])
+    how = f"--epochs {configuration.epochs} --batch-size {configuration.batch_size} --image-size {IMAGE_SIZE} --width {WIDTH}"
+    options = training.parse(f"{how} --augmentation {configuration.augmentation} --seed {seed} --device cpu".split())
     train, test = split(_samples, seed)
     trainer = Trainer(train, configuration.objective, options)
     while trainer.step < trainer.steps:
         trainer.train_step()
     measures = measure(trainer.average.module, train, test)
-    return {"measures": measures, "chance": by_chance(test), "seconds": time.monotonic() - began}
+    return {"measures": measures, "chance": by_chance(train, test), "seconds": time.monotonic() - began}
 
 
 def path_of(options: argparse.Namespace, configuration: Configuration, seed: int) -> Path:
@@ -174,11 +166,9 @@ def load(options: argparse.Namespace, configuration: Configuration, seed: int) -
 
 
 def settings(options: argparse.Namespace, configuration: Configuration, seed: int) -> dict:
-    return json.loads(
-        json.dumps(
-            {**configuration.settings, "image_size": IMAGE_SIZE, "width": WIDTH, "seed": seed, "quick": options.quick}
-        )
-    )
+    """As JSON gives them back."""
+    how = {"image_size": IMAGE_SIZE, "width": WIDTH, "seed": seed, "quick": options.quick}
+    return json.loads(json.dumps({**configuration.settings, **how}))
 
 
 if __name__ == "__main__":

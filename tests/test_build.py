@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.test_stable_abi import extension
 from tests.wheels import ROOT, build, copy_sources, copy_tests, install, run
 
 INSTALL_CUDA = r"pip install 'cuda-toolkit\[nvcc,cccl\]==13.0.\*'"
@@ -192,10 +193,7 @@ def assert_names_no_folder(extension: Path, built_in: Path) -> None:
 
 @pytest.mark.parametrize("name", ["_C", "_cuda"])
 def test_machine_code_names_no_folder(name):
-    found = importlib.util.find_spec(f"uniclip_kernels.{name}")
-    if found is None:
-        pytest.skip(f"{name} was not built")
-    assert_names_no_folder(Path(found.origin), ROOT)
+    assert_names_no_folder(Path(extension(name)), ROOT)
 
 
 USE_IT = """

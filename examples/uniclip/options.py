@@ -18,9 +18,9 @@ from .samples import SPLITS
 DESCRIPTION = """\
 Train UniCLIP from scratch on pictures and texts.
 
-Without --data it trains on drawings of emojis and their Unicode names, which pip has installed: about 5 minutes on two
-CPU cores. A tenth of the samples, drawn by the seed, is held out; how often a held-out text finds its picture and a
-picture its text (recall@1, @5, @10) is measured every few epochs and at the end."""
+Without --data it trains on drawings of emojis and their Unicode names, which pip has installed. A tenth of
+the samples, drawn by the seed, is held out; how often a held-out text finds its picture and a picture its text
+(recall@1, @5, @10) is measured every few epochs and at the end."""
 
 EPILOG = """\
 data:
@@ -37,7 +37,7 @@ data:
 objectives, each of two augmented views and two texts a sample:
   uniclip       all are compared with all, each positive with the negatives alone (MP-NCE), with a temperature and an
                 offset for each pair of domains, and an image head that is told the augmentation
-  mp-nce        the same without being told, which docs/ablation.md found better in training as long as this
+  mp-nce        the same without being told, which docs/ablation.md found better in longer training
   supcon        as uniclip with SupCon, whose positives compete with each other
   mil-nce       as uniclip with MIL-NCE, whose positives are one
   infonce       as uniclip with one of the positives, drawn for each step
@@ -154,18 +154,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def settings(options: argparse.Namespace) -> dict:
     """What has to be the same for a checkpoint to be resumed: all that decides the numbers."""
-    names = (
-        "data",
-        "split",
-        "objective",
-        "domains",
-        "augmentation",
-        "image_size",
-        "epochs",
-        "batch_size",
-        "limit",
-        "seed",
-    )
+    names = ("data", "limit", "split", "seed", "objective", "domains", "augmentation")
+    names += ("image_size", "width", "epochs", "batch_size")
     return {name: getattr(options, name) for name in names}
 
 

@@ -80,9 +80,8 @@ def merge(rows: Iterable[Row], source: str) -> Samples:
     trained on while the other is held out. (222 of the 3953 emojis repeat a drawing of OpenMoji, such as the flags of
     Norway and Svalbard.)
     """
-    merged: dict[
-        bytes, tuple[Row, dict[str, None], dict[Text, None], set]
-    ] = {}  # a dict keeps the order and drops repeats
+    # Dicts keep the order and drop repeats.
+    merged: dict[bytes, tuple[Row, dict[str, None], dict[Text, None], set]] = {}
     for row in rows:
         _, captions, extra_texts, shared = merged.setdefault(row.images[0].tobytes(), (row, {}, {}, set()))
         captions.update(dict.fromkeys(row.captions))

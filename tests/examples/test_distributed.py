@@ -19,7 +19,7 @@ from uniclip.options import parse, settings
 
 from tests.examples.conftest import EXAMPLES
 from tests.examples.runs import arguments, ctrl_c_after, metrics, numbers, run
-from tests.ranks import RankError, ranks
+from tests.ranks import RankError
 
 EPOCHS = ("--epochs", "2")  # of three steps
 TRAIN = str(EXAMPLES / "train.py")
@@ -31,12 +31,6 @@ def alone(folder, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("alone")
     assert run(folder, out, *EPOCHS) == 0
     return out
-
-
-@pytest.fixture(scope="module")
-def pair():
-    with ranks(2) as on_ranks:
-        yield on_ranks
 
 
 def assert_alike(out: Path, alone: Path) -> None:

@@ -72,6 +72,8 @@ def test_resume_refuses_what_would_give_other_numbers(folder, tmp_path, uninterr
         run(folder, tmp_path, "--epochs", "2", "--resume")
     with pytest.raises(checkpoint.CheckpointError, match="was made with epochs 2, this run has epochs 4"):
         run(folder, uninterrupted, "--epochs", "4", "--resume")
+    with pytest.raises(checkpoint.CheckpointError, match="was made with width 16, this run has width 32"):
+        run(folder, uninterrupted, "--epochs", "2", "--resume", "--width", "32")
 
 
 @pytest.mark.parametrize("change", ["caption", "picture"])

@@ -35,14 +35,15 @@ def measure(model: UniCLIP, train: Samples, test: Samples) -> dict[str, float]:
     return found
 
 
-def by_chance(test: Samples) -> dict[str, float]:
-    """What guessing gives."""
+def by_chance(train: Samples, test: Samples) -> dict[str, float]:
+    """What guessing gives. A probe guesses among all groups that it was fitted to, zero-shot among those of the test."""
     right = HeldOut.of(test).right
     found = {f"text_to_image_recall@{k}": chance(right, k) for k in (1, 5, 10)}
     found |= {f"image_to_text_recall@{k}": chance(right.T, k) for k in (1, 5, 10)}
     found["across_artists_recall@1"] = 1 / len(test)
     for level in LEVELS:
-        found[f"zero_shot_{level}"] = found[f"probe_{level}"] = 1 / len(set(_labels(test, level)) - {""})
+        for measure, part in (("zero_shot", test), ("probe", train)):
+            found[f"{measure}_{level}"] = 1 / len(set(_labels(part, level)) - {""})
     return found
 
 

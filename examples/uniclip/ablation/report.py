@@ -14,7 +14,6 @@ from ..metrics import RECALLS
 from .configurations import CONFIGURATIONS, FULL, Configuration
 
 BEGIN, END = "<!-- results -->", "<!-- /results -->"
-CHANCE = "chance"
 AWARENESS = {
     "× 0.5": "augmentation × 0.5",
     "× 1": "parts",
@@ -49,11 +48,13 @@ def write(results: list[Result], page: Path, told: str) -> None:
     shown = "\n".join(f"![{what}]({_beside(page, f'{name}.svg').name})\n" for name, what in plots)
     text = f"{told}\n\n{table(results)}\n{shown}"
     before, _, rest = (page.read_text(encoding="utf-8") if page.exists() else f"{BEGIN}\n{END}\n").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise ValueError(f"{page} has no {BEGIN} followed by {END}")
-    content = f"{before}{BEGIN}\n{text}{END}{after}"
+    content = f"{before}{BEGIN}\n{text}{END}{rest.partition(END)[2]}"
     write_atomically(page, lambda file: file.write(content.encode()))
+
+
+def has_markers(text: str) -> bool:
+    """Whether it says where the results go."""
+    return END in text.partition(BEGIN)[2]
 
 
 def table(results: list[Result]) -> str:
@@ -74,7 +75,7 @@ def table(results: list[Result]) -> str:
         of = [r for r in results if r.configuration == configuration]
         lines.append([configuration.part, configuration.label, *(cell(of) if of else "—" for cell in columns.values())])
     guessed = [r._replace(measures=r.chance) for r in results]
-    lines.append(["", CHANCE, *(cell(guessed) for cell in list(columns.values())[:-1]), "—"])
+    lines.append(["", "chance", *(cell(guessed) for cell in list(columns.values())[:-1]), "—"])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 
@@ -167,15 +168,8 @@ def _plot_of_training(results: list[Result]):
         differences = [100 * d for d in _paired([r for r in results if r.configuration == configuration], plain)]
         ways.plot(differences, [place] * len(differences), "o", color="C0", alpha=0.4)
         if differences:
-            ways.errorbar(
-                statistics.mean(differences),
-                place,
-                xerr=_error(differences),
-                fmt="|",
-                color="C0",
-                capsize=5,
-                markersize=18,
-            )
+            mean, error = statistics.mean(differences), _error(differences)
+            ways.errorbar(mean, place, xerr=error, fmt="|", color="C0", **MEAN)
     ways.axvline(0, color="black", linewidth=0.8)
     ways.set_yticks(range(len(others)), [c.part for c in reversed(others)], fontsize=9)
     ways.set_title("mean recall: trained so − trained as usual, both not told, points", fontsize=10)
