@@ -53,9 +53,11 @@ def all_right(found: list) -> list:
 
 
 @contextlib.contextmanager
-def ranks(size: int, timeout: float = TIMEOUT) -> Iterator[Ranks]:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.ranks"])
+def ranks(size: int, timeout: float = TIMEOUT, start: str = "forkserver") -> Iterator[Ranks]:
+    """``start``: "spawn" for processes that see the environment of now before they import anything."""
+    context = multiprocessing.get_context(start)
+    if start == "forkserver":
+        context.set_forkserver_preload(["tests.ranks"])
     with tempfile.TemporaryDirectory() as folder:
         pairs = [context.Pipe() for _ in range(size)]
         store = Path(folder, "store").as_uri()

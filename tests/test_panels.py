@@ -5,22 +5,22 @@ import copy
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed import ReduceOp
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from tests.emulation.aot import Recorder
 from tests.emulation.installed import installed
 from uniclip_kernels import MPNCELoss, _known, mp_nce, stack_views, sup_con
-from uniclip_kernels._contrastive import _on_device
+from uniclip_kernels._contrastive import COMMUNICATIONS, _on_device, prepare
+from uniclip_kernels._exchange import Exchange
 from uniclip_kernels._layout import (
     Layout,
     padded_rows,
-    panels_of_sizes,
-    panels_of_tiles,
-    rectangles,
     sort_rows,
     starts_of,
-    uniform_panels,
 )
+from uniclip_kernels._panels import panels_of_sizes, panels_of_tiles, rectangles, uniform_panels
+from uniclip_kernels._ranks import Way, loss_of_rows
 from uniclip_kernels._rows import Rows
 from uniclip_kernels.triton import TritonBackend
 from uniclip_kernels.triton.positives import CHUNKS
@@ -49,10 +49,10 @@ def laid_out(sample_ids, domain_ids, k, mask, block, sizes) -> Layout:
 def test_rectangles_leave_out_masked_pairs_and_no_other():
     sizes, allowed = [300, 0, 1000, 129], torch.rand(4, 4) < 0.6
     allowed = allowed | allowed.T
-    panels = panels_of_sizes(sizes, BLOCK, 2 * BLOCK)
+    panels = panels_of_sizes(sizes, 0, BLOCK, 2 * BLOCK)
     domain = torch.cat([torch.full((-(-n // BLOCK) * BLOCK,), d) for d, n in enumerate(sizes)])
     covered = torch.zeros(len(domain), len(domain), dtype=torch.int)
-    for i0, i1, j0, j1 in rectangles(panels, 4, allowed.flatten().tolist()):
+    for i0, i1, j0, j1 in rectangles(panels, allowed.tolist()):
         covered[i0:i1, j0:j1] += 1
         if i0 != j0:
             covered[j0:j1, i0:i1] += 1
@@ -163,6 +163,64 @@ def test_a_clip_mask_launches_no_masked_tile():
         assert sum(products) == 2 * tiles * BLOCK**2
 
 
+def recording(side: int) -> tuple[TritonBackend, Recorder, list[int]]:
+    """A backend that launches nothing but lays rows out, with panels of ``side`` slots; the launches, the sizes of products."""
+    recorder, products = Recorder("90"), []
+    backend = TritonBackend("cpu", recorder, workspace_bytes=side * side * 2)
+    backend.accumulate = lambda out, a, b: products.append(a.shape[0] * a.shape[1])
+    backend.sort_rows = lambda *args: sort_rows(*args[:4], BLOCK, *args[4:])
+    return backend, recorder, products
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("mask_is_known", [True, False])
+def test_the_gradient_of_any_ids_leaves_out_masked_pairs(mask_is_known, compiled, monkeypatch):
+    """Ids that the host does not know are asked for in the forward pass; in its kernels masked tiles end at once."""
+    if not mask_is_known:
+        monkeypatch.setattr("uniclip_kernels._contrastive._allowed", lambda mask: None)
+    n, (backend, recorder, products) = 1000, recording(side=384)
+    domain_ids = torch.arange(2 * n) % 2
+    call = torch.compile(step, backend="aot_eager") if compiled else step
+    call(backend, n, 64, CLIP, domain_ids)
+    tiles = ((n + BLOCK - 1) // BLOCK) ** 2
+    assert programs(recorder, "similarity_grad_kernel") == tiles
+    assert sum(products) == 2 * tiles * BLOCK**2
+
+
+class Twins(Exchange):
+    """Two ranks that do the same, seen from one of them."""
+
+    def __init__(self, communication: str) -> None:
+        self.communication, self.rank, self.size = communication, 0, 2
+
+    def gathered(self, numbers):
+        return [list(numbers)] * 2
+
+    def total(self, tensor, op=ReduceOp.SUM):
+        return tensor * 2 if op == ReduceOp.SUM else tensor
+
+    def visit(self, mine, counts):
+        return iter([[tensor.detach() for tensor in mine]])
+
+
+@pytest.mark.parametrize("communication", COMMUNICATIONS)
+def test_a_clip_mask_across_ranks(communication):
+    """Each rank multiplies what is not masked: its own pairs for both of their ends, those with the other rank for one."""
+    n, (backend, recorder, products) = 1000, recording(side=384)
+    z, ids = torch.randn(2 * n, 64).bfloat16().requires_grad_(), torch.arange(2 * n)
+    of_candidates = dict.fromkeys(f"candidate_{name}_ids" for name in ("sample", "domain", "exclude"))
+    call = {"embeddings": z, "sample_ids": ids // 2, "domain_ids": ids % 2, "exclude_ids": None}
+    call |= {"temperature": 0.07, "offset": 0.0, "weight": 1.0, "domain_mask": CLIP, "anchor_weight": None}
+    call |= {"candidates": None, **of_candidates, "reduction": "mean", "normalize": True, "backend": "triton"}
+    with installed("triton", backend):
+        way = Way(communication, gradient_reduction="mean", reduction="mean", weighted=False)
+        loss, _ = loss_of_rows(Twins(communication), *prepare("mp_nce", **call), way)
+        loss.sum().backward()
+    tiles = ((n + BLOCK - 1) // BLOCK) ** 2
+    assert programs(recorder, "similarity_grad_kernel") == tiles + 2 * tiles
+    assert sum(products) == (2 * tiles + 2 * tiles) * BLOCK**2
+
+
 def test_a_clip_mask_has_candidates():
     recorder = Recorder("90")
     z, sample_ids, domain_ids = stack_views([torch.randn(256, 64).bfloat16()] * 2, [0, 1])
@@ -175,14 +233,14 @@ def test_a_clip_mask_has_candidates():
 
 def test_small_domains_share_panels():
     """32 domains are as many calls of the CPU backend as one, unless masked pairs of them are to be left out."""
-    tiles = torch.tensor([[t // 4, 32, 0, 0] for t in range(128)])
-    assert len(panels_of_tiles(tiles, [4096], 32, 1024, by_domain=False)) == 4
-    assert len(panels_of_tiles(tiles, [4096], 32, 1024, by_domain=True)) == 32
+    tiles = [(t // 4, 32) for t in range(128)]
+    assert len(panels_of_tiles(tiles, 32, [4096], 32, 1024, by_domain=False)) == 4
+    assert len(panels_of_tiles(tiles, 32, [4096], 32, 1024, by_domain=True)) == 32
 
 
 def test_panels_of_tiles_end_with_sets_and_before_empty_tiles():
-    tiles = torch.tensor([[0, 32, 0, 0], [1, 5, 0, 0], [-1, 0, 0, 0], [2, 32, 0, 0], [2, 32, 0, 0], [3, 1, 0, 0]])
-    panels = panels_of_tiles(tiles, [128, 192], 32, 96, by_domain=False)
+    tiles = [(0, 32), (1, 5), (-1, 0), (2, 32), (2, 32), (3, 1)]
+    panels = panels_of_tiles(tiles, 2, [128, 192], 32, 96, by_domain=False)
     assert panels == [(0, 37, None), (96, 128, None), (128, 161, None)]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -16,23 +17,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _many_domains, _objectives
+from . import _known, _many_domains, _objectives
 from ._backend import Backend, Strip
 from ._layout import (
     FEW_DOMAINS,
     Layout,
-    Panel,
     domains_apart,
     empty_layout,
     padded_rows,
-    panels_of_sizes,
-    panels_of_tiles,
-    rectangles,
     roomy_rows,
     starts_of,
-    uniform_panels,
 )
 from ._objectives import OBJECTIVES
+from ._panels import panels_of, rectangles
 from ._problem import (
     Groups,
     Inputs,
@@ -80,7 +77,7 @@ def empty_saved(backend: Backend, inputs: Inputs, sizes: Sequence[int] | None, k
     z, accumulator = inputs.embeddings, accumulator_dtype(inputs.embeddings.dtype)
     k, sets = inputs.temperature.shape[0], sets_of(inputs)
     counts = [s.z.shape[0] for s in sets]
-    *_, slots = _edges(backend, counts, k, sizes)
+    *_, slots = _edges(backend, counts, k, [sizes])
     return Saved(
         tables=z.new_empty(2, k, k, dtype=accumulator),
         dots=z.new_empty(_kept_elements(backend, k, slots, accumulator, keep), dtype=accumulator),
@@ -95,12 +92,14 @@ def forward(backend: Backend, inputs: Inputs, options: Options, keep: bool) -> F
     symmetric = mirrored(inputs.temperature, inputs.offset)
     backend.check_values(inputs._replace(temperature=symmetric[0], offset=symmetric[1]), options)
     rows = joined(sets_of(inputs), k, options.ignore_domains)
-    *_, slots = _edges(backend, rows.counts, k, options.domain_sizes)
+    *_, slots = _edges(backend, rows.counts, k, [options.domain_sizes])
     tables = Tables(*symmetric, inputs.weight, inputs.domain_mask)
     dots = symmetric.new_zeros(_kept_elements(backend, k, slots, symmetric.dtype, keep))  # not all of it is written
     if domains_apart(rows.own, k, backend.block):
         problem = make_problem(backend, rows, tables, options, WITH_CANDIDATES)
         todo, layout = list(strips(backend, problem, dots)), problem.layout
+        if keep and not backend.known_on_host:
+            _ask(backend, problem, inputs.domain_mask)
         negatives = sum_negatives(backend, problem, todo)
         positives = backend.positives_forward(problem, todo, base_of(objective, negatives))
         loss, statistics = _objectives.of_rows(objective, negatives, positives)
@@ -172,16 +171,17 @@ def make_problem(
     options: Options,
     met: Collection[tuple[int, int]],
     layout: Layout | None = None,
-    roomy: bool = False,
+    sizes: Sequence[Sequence[int] | None] | None = None,
 ) -> Problem:
-    """Of the pairs of sets that are ``met``; ``tables`` are (K, K). ``roomy``: domains get tiles of their own in any case."""
-    k, num_sets, sizes = len(tables.temperature), len(rows.counts), options.domain_sizes
-    edges, mask = _edges(backend, rows.counts, k, sizes, roomy), tables.domain_mask
-    allowed = options.allowed_pairs
-    if backend.known_on_host and mask is not None:
-        allowed = mask.flatten().tolist()
-    if allowed is not None and num_sets > 1:
-        allowed = torch.tensor(allowed).view(k, k).repeat(num_sets, num_sets).flatten().tolist()
+    """Of the pairs of sets that are ``met``; ``tables`` are (K, K).
+
+    ``sizes``: how many rows, without padding, each domain of each set has, or None; domains get tiles of their own in any case.
+    """
+    k, num_sets, roomy = len(tables.temperature), len(rows.counts), sizes is not None
+    own_sizes = None if roomy else options.domain_sizes
+    sizes = sizes or [own_sizes] + [None] * (num_sets - 1)
+    edges = _edges(backend, rows.counts, k, sizes, roomy)
+    given = mask = tables.domain_mask
     if (0, 0) not in met:  # kernels of positives look for them among all rows
         compared = torch.ones(num_sets, num_sets, dtype=torch.bool, device=rows.z.device)
         compared[0, 0] = False
@@ -190,7 +190,7 @@ def make_problem(
         mask = mask.repeat(num_sets, num_sets)
     tables = tables_of(tables._replace(domain_mask=None), num_sets)._replace(domain_mask=mask)
     if layout is None:
-        starts = starts_of(rows, k, sizes, edges, backend.block)
+        starts = starts_of(rows, k, own_sizes, edges, backend.block)
         ids = rows.sample_ids, rows.domain_ids
         layout = backend.sort_rows(*ids, num_sets * k, mask, edges[-1], starts)
         if rows.group_ids is not None:
@@ -198,8 +198,10 @@ def make_problem(
     same = Groups(layout.ids, layout.tiles)
     excluded = same if rows.group_ids is None else Groups(layout.groups, layout.group_tiles(backend.block))
     unit, inv_norm = backend.gather_rows(rows.z, layout.order, options.normalize)
+    tiles, allowed = _on_host(backend, layout, given, options)
+    panels = panels_of(tiles, sizes, k, edges, backend.block, backend.panel_rows(unit), by_domain=_masks_some(allowed))
     objective = OBJECTIVES[options.objective]
-    return Problem(objective, unit, inv_norm, layout, edges, met, excluded, same, tables, sizes, allowed)
+    return Problem(objective, unit, inv_norm, layout, edges, met, excluded, same, tables, panels, allowed)
 
 
 def sum_negatives(backend: Backend, problem: Problem, todo: Sequence[Strip]) -> Negatives:
@@ -276,15 +278,19 @@ def _balanced(sums: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _edges(
-    backend: Backend, counts: Sequence[int], num_domains: int, sizes: Sequence[int] | None, roomy: bool = False
+    backend: Backend,
+    counts: Sequence[int],
+    num_domains: int,
+    sizes: Sequence[Sequence[int] | None],
+    roomy: bool = False,
 ) -> list[int]:
-    """Where the slots of each set of rows end; ``sizes`` are those of own rows, which are apart unless it is ``roomy``."""
-    own, *others = counts
-    slots = [roomy_rows(n, num_domains, backend.block) for n in others]
-    if roomy and sizes is None:
-        slots.insert(0, roomy_rows(own, num_domains, backend.block))
-    else:
-        slots.insert(0, padded_rows(own, num_domains, backend.block, sizes))
+    """Where the slots of each set of rows end; ``sizes`` as in ``make_problem``. Own domains are apart unless it is ``roomy``."""
+    slots = []
+    for place, (n, of) in enumerate(itertools.zip_longest(counts, sizes)):
+        if of is None and (roomy or place > 0):
+            slots.append(roomy_rows(n, num_domains, backend.block))
+        else:
+            slots.append(padded_rows(n, num_domains, backend.block, of))
     return list(itertools.accumulate(slots))
 
 
@@ -295,15 +301,12 @@ def _kept_elements(backend: Backend, num_domains: int, slots: int, dtype: torch.
     return torch.sym_min(backend.kept_bytes // dtype.itemsize, slots * slots)
 
 
-def strips(
-    backend: Backend, problem: Problem, dots: Tensor, met: Collection[tuple[int, int]] | None = None
-) -> Iterator[Strip]:
-    """The rectangles of the pairs of sets that are met, all or some, with their parts of ``dots`` as long as that lasts."""
-    block, used, panels = backend.block, 0, _panels(backend, problem)
-    met = problem.met if met is None else met
-    for rectangle in rectangles(panels, len(problem.tables.temperature), problem.allowed_pairs):
+def strips(backend: Backend, problem: Problem, dots: Tensor) -> Iterator[Strip]:
+    """The rectangles of the pairs of sets that are met, with their parts of ``dots`` as long as that lasts."""
+    block, used = backend.block, 0
+    for rectangle in rectangles(problem.panels, problem.allowed):
         i0, i1, j0, j1 = rectangle
-        if (bisect.bisect_right(problem.edges, i0), bisect.bisect_right(problem.edges, j0)) not in met:
+        if (bisect.bisect_right(problem.edges, i0), bisect.bisect_right(problem.edges, j0)) not in problem.met:
             continue
         rows, cols = (-(-length // block) * block for length in (i1 - i0, j1 - j0))
         part = dots[used : used + rows * cols]
@@ -312,14 +315,26 @@ def strips(
         yield Strip(rectangle, part.view(rows, cols) if fits else None)
 
 
-def _panels(backend: Backend, problem: Problem) -> list[Panel]:
-    """Panels end with their domain where masked pairs of domains can be left out for it; kernels skip other masked tiles."""
-    side, sizes, allowed = backend.panel_rows(problem.rows), problem.domain_sizes, problem.allowed_pairs
-    some_are_masked = allowed is not None and not all(allowed)
+def _on_host(
+    backend: Backend, layout: Layout, mask: Tensor | None, options: Options
+) -> tuple[list[tuple[int, int]] | None, list[list[bool]] | None]:
+    """The domain of each tile and how many of its slots count, and the mask, where the host knows them."""
     if backend.known_on_host:
-        return panels_of_tiles(problem.layout.tiles, problem.edges, backend.block, side, by_domain=some_are_masked)
-    own, *others = itertools.pairwise([0, *problem.edges])
-    others = [panel for edge in others for panel in uniform_panels(*edge, backend.block, side)]
-    if sizes is not None and some_are_masked:
-        return panels_of_sizes(sizes, backend.block, side) + others
-    return uniform_panels(*own, backend.block, side) + others
+        return layout.tiles[:, :2].tolist(), None if mask is None else mask.tolist()
+    if answer := _known.answer(layout.tiles):  # whole tiles are computed
+        return [(domain, backend.block) for domain, *_ in answer[0]], answer[1]
+    k, allowed = math.isqrt(len(options.allowed_pairs or ())), options.allowed_pairs
+    return None, None if allowed is None else [list(allowed[a * k : (a + 1) * k]) for a in range(k)]
+
+
+def _ask(backend: Backend, problem: Problem, mask: Tensor | None) -> None:
+    """Have the host know by the backward pass what it doesn't, if its products can leave out masked pairs of domains then."""
+    unknown = problem.allowed is None or (
+        _masks_some(problem.allowed) and any(p.domain is None for p in problem.panels)
+    )
+    if mask is not None and unknown and len(problem.rows) > backend.panel_rows(problem.rows):
+        _known.ask(problem.layout.tiles, mask)
+
+
+def _masks_some(allowed: Sequence[Sequence[bool]] | None) -> bool:
+    return allowed is not None and not all(map(all, allowed))

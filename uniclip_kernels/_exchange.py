@@ -26,12 +26,12 @@ class Exchange:
         try:
             yield
         except Exception:
-            self._gathered([1] + [0] * num_numbers)
+            self.gathered([1] + [0] * num_numbers)
             raise
 
     def agree(self, facts: Mapping[str, int], counts: Sequence[int]) -> list[list[int]]:
         """The counts of every rank, after a check that all have the same facts. Raises on every rank alike."""
-        told = self._gathered([0, *facts.values(), *counts])
+        told = self.gathered([0, *facts.values(), *counts])
         if failed := [rank for rank, (error, *_) in enumerate(told) if error]:
             raise RuntimeError(f"rank {failed[0]} of the process group raised an error; see what it says there")
         for place, name in enumerate(facts, 1):
@@ -43,7 +43,8 @@ class Exchange:
                 )
         return [of_rank[1 + len(facts) :] for of_rank in told]
 
-    def _gathered(self, numbers: list[int]) -> list[list[int]]:
+    def gathered(self, numbers: Sequence[int]) -> list[list[int]]:
+        """Those of every rank, each of which has as many."""
         mine = torch.tensor(numbers, dtype=torch.int64, device=self.device)
         every = mine.new_empty(self.size * len(numbers))
         _all_gather(every, mine, group=self.group)
@@ -54,6 +55,12 @@ class Exchange:
         tensor = tensor.detach().clone()
         dist.all_reduce(tensor, op, group=self.group)
         return tensor
+
+    def visitors(self) -> list[list[int]]:
+        """The ranks whose tensors ``visit`` brings at a time."""
+        if self.communication == "gather":
+            return [[rank for rank in range(self.size) if rank != self.rank]] if self.size > 1 else []
+        return [[(self.rank - step) % self.size] for step in range(1, self.size)]
 
     def visit(self, mine: Sequence[Tensor], counts: Sequence[Sequence[int]]) -> Iterator[list[Tensor]]:
         """The tensors of the other ranks, whose row counts are ``counts[rank]``: all at once, or rank by rank in a ring.
@@ -80,7 +87,7 @@ class Exchange:
             pending[place] = None  # what came is not held beside its parts
             if work is not None:
                 work.wait()
-            return torch.cat([every[r, : counts[r][place]] for r in range(self.size) if r != self.rank])
+            return torch.cat([every[r, : counts[r][place]] for r in self.visitors()[0]])
 
         def arrived() -> Iterator[list[Tensor]]:
             yield [others(place).view(dtype) for place, dtype in enumerate(dtypes)]
@@ -91,7 +98,7 @@ class Exchange:
         ahead, behind = (dist.get_global_rank(self.group, (self.rank + step) % self.size) for step in (1, -1))
 
         def passed_on(held: list[Tensor], step: int) -> tuple[list[dist.Work], list[Tensor]]:
-            of_rank = counts[(self.rank - step) % self.size]
+            of_rank = counts[self.visitors()[step - 1][0]]
             coming = [t.new_empty(n, t.shape[1]) for n, t in zip(of_rank, held, strict=True)]
             operations = [dist.P2POp(dist.isend, t, ahead, self.group) for t in held if len(t)]
             operations += [dist.P2POp(dist.irecv, t, behind, self.group) for t in coming if len(t)]

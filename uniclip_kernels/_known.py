@@ -1,16 +1,23 @@
 """What the host knows of the values of a tensor on a device, so that it need not wait for that device to read them.
 
 It is kept on the tensor itself, and void once PyTorch has written to it, or for a copy of it. What is being traced knows nothing:
-a graph serves other values too.
+a graph serves other values too. What the host does not know it can ask for, without waiting until it needs the answer.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 _NAME = "_uniclip_known"
+
+
+class _Copies(NamedTuple):
+    values: list[Tensor]
+    arrived: torch.cuda.Event | None  # None where it is on the host as it is
 
 
 def keep(tensor: Tensor, values: tuple) -> None:
@@ -25,6 +32,29 @@ def kept(tensor: Tensor) -> tuple | None:
         return None
     values, *of = getattr(tensor, _NAME, (None,))
     return values if of == [id(tensor), tensor._version] else None
+
+
+def ask(tensor: Tensor, *more: Tensor) -> None:
+    """Have the values of ``tensor``, and of more that belongs to it, copied to the host when its device comes to it."""
+    if not tensor.is_cuda:
+        keep(tensor, _Copies([tensor, *more], None))
+    elif not torch.cuda.is_current_stream_capturing():
+        copies = [
+            torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True) for t in (tensor, *more)
+        ]
+        arrived = torch.cuda.Event()
+        arrived.record()
+        keep(tensor, _Copies(copies, arrived))
+
+
+def answer(tensor: Tensor) -> list[list] | None:
+    """What was asked, tensor by tensor. Waits for those copies and for nothing that was queued after them."""
+    copies = kept(tensor)
+    if copies is None or (tensor.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return None
+    if copies.arrived is not None:
+        copies.arrived.synchronize()
+    return [t.tolist() for t in copies.values]
 
 
 def is_traced(tensor: Tensor) -> bool:

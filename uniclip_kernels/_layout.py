@@ -8,8 +8,7 @@ how many rows each domain has where the caller could tell.
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -188,57 +187,3 @@ def sort_rows(
     spans = torch.stack([(begin + gap) // block, (end + gap + block - 1) // block], -1)
     spans = torch.where(wanted[..., None], spans, 0).int()
     return Layout(order, slot, ids, tiles, spans, ids.new_empty(0))
-
-
-class Panel(NamedTuple):
-    """Slots [start, end); the domain if it is known that all are of one."""
-
-    start: int
-    end: int
-    domain: int | None
-
-
-def rectangles(panels: list[Panel], num_domains: int, allowed: Sequence[bool] | None) -> Iterator[Rectangle]:
-    """Every unordered pair of slots once, without the pairs of domains that are known to be masked."""
-    for q, (j0, j1, b) in enumerate(panels):
-        for i0, i1, a in panels[: q + 1]:
-            if allowed is None or a is None or b is None or allowed[a * num_domains + b]:
-                yield Rectangle(i0, i1, j0, j1)
-
-
-def uniform_panels(start: int, end: int, block: int, side: int, domain: int | None = None) -> list[Panel]:
-    """Panels of about equal size, of at most ``side`` slots, in whole tiles."""
-    tiles = (end - start) // block
-    count = -(-tiles * block // side)
-    edges = [start + tiles * p // count * block for p in range(count)] + [end] if count else []
-    return [Panel(*edge, domain) for edge in itertools.pairwise(edges)]
-
-
-def panels_of_sizes(sizes: Sequence[int], block: int, side: int) -> list[Panel]:
-    """Panels that end with their domain, from the rows of each domain."""
-    panels, start = [], 0
-    for domain, size in enumerate(sizes):
-        end = start + (size + block - 1) // block * block
-        panels += uniform_panels(start, end, block, side, domain)
-        start = end
-    return panels
-
-
-def panels_of_tiles(tiles: Tensor, edges: Sequence[int], block: int, side: int, by_domain: bool) -> list[Panel]:
-    """Panels without empty tiles, to their last filled slot, from the tiles, which are read on the host.
-
-    They end where a set of rows does and, if ``by_domain``, with their domain.
-    """
-    panels: list[Panel] = []
-    for t, (domain, filled, _, _) in enumerate(tiles.tolist()):
-        start, end = t * block, t * block + filled
-        if domain < 0:
-            continue
-        if panels and start not in edges:
-            first, last, of = panels[-1]
-            goes_on = of == domain if by_domain else -(-last // block) * block == start
-            if goes_on and end - first <= side:
-                panels[-1] = Panel(first, end, of)
-                continue
-        panels.append(Panel(start, end, domain if by_domain else None))
-    return panels

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ._layout import Layout
+from ._panels import Panel
 
 
 class Inputs(NamedTuple):
@@ -135,8 +136,8 @@ class Problem(NamedTuple):
     excluded: Groups  # rows of one group are no negatives of each other
     same: Groups  # rows of one group are positives of each other
     tables: Tables
-    domain_sizes: Sequence[int] | None  # as in Options
-    allowed_pairs: Sequence[bool] | None  # of the tables' mask, if the host knows
+    panels: Sequence[Panel]
+    allowed: Sequence[Sequence[bool]] | None  # the (K, K) domain mask, if the host knows
 
     @property
     def own_slots(self) -> int:

@@ -24,7 +24,7 @@ from ._contrastive import COMMUNICATIONS, GRADIENT_REDUCTIONS, prepare, reduced
 from ._exchange import Exchange
 from ._objectives import OBJECTIVES
 from ._problem import Inputs, Negatives, Objective, Options, Positives, Problem, Statistics, Tables, Terms
-from ._rows import RowSet, joined, sets_of
+from ._rows import RowSet, domain_sizes, joined, sets_of
 from ._scaling import gain_of
 from ._tables import mirrored
 
@@ -37,6 +37,9 @@ class Call(NamedTuple):
     backend: Backend
     exchange: Exchange
     counts: list[list[int]]  # rows and candidates of each rank
+    sizes: (
+        list[list[list[int]]] | None
+    )  # of each rank, of each set: rows of each domain; None where that doesn't matter
     inputs: Inputs
     options: Options
     symmetric: Tensor  # (2, K, K): temperature and offset
@@ -123,7 +126,18 @@ def loss_of_rows(exchange: Exchange, inputs: Inputs, options: Options, way: Way)
     tables = {name: ScaledGradient.apply(getattr(inputs, name), of_tables) for name in ("temperature", "offset")}
     rows = {name: getattr(inputs, name) for name in ("embeddings", "candidates")}
     rows = {name: None if z is None else ScaledGradient.apply(z, of_rows) for name, z in rows.items()}
-    return _Objective.apply(exchange, counts, options, *inputs._replace(**rows, **tables))
+    sizes = _sizes(exchange, inputs, options.ignore_domains)
+    return _Objective.apply(exchange, counts, sizes, options, *inputs._replace(**rows, **tables))
+
+
+def _sizes(exchange: Exchange, inputs: Inputs, ignore_domains: bool) -> list[list[list[int]]] | None:
+    """Of each rank, of each set, the rows of each domain without padding, for panels to end with theirs if pairs are masked."""
+    if inputs.domain_mask is None or bool(inputs.domain_mask.all()):
+        return None
+    k, sets = inputs.temperature.shape[0], sets_of(inputs)
+    mine = [n for s in sets for n in domain_sizes(s, k, ignore_domains)]
+    every = exchange.gathered(mine)
+    return [[of_rank[at : at + k] for at in range(0, len(mine), k)] for of_rank in every]
 
 
 def gains(exchange: Exchange, way: Way) -> tuple[float, float]:
@@ -133,13 +147,13 @@ def gains(exchange: Exchange, way: Way) -> tuple[float, float]:
 
 class _Objective(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, exchange: Exchange, counts: list[list[int]], options: Options, *tensors: Tensor | None):
+    def forward(ctx: Any, exchange: Exchange, counts: Any, sizes: Any, options: Options, *tensors: Tensor | None):
         inputs, backend = Inputs(*tensors), find(options.backend)
         with torch.autocast(inputs.embeddings.device.type, enabled=False):
             symmetric = mirrored(inputs.temperature, inputs.offset)
-            call = Call(backend, exchange, counts, inputs, options, symmetric, [])
+            call = Call(backend, exchange, counts, sizes, inputs, options, symmetric, [])
             statistics, loss, slot = _forward(call)
-        ctx.exchange, ctx.counts, ctx.options, ctx.held = exchange, counts, options, call.held
+        ctx.call = call._replace(inputs=None, symmetric=None)
         ctx.save_for_backward(symmetric, slot, *statistics, *tensors)
         counted = (slot >= 0) & (statistics.count[slot] > 0)
         ctx.mark_non_differentiable(counted)
@@ -149,17 +163,17 @@ class _Objective(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Any):
         symmetric, slot, *tensors = ctx.saved_tensors
         statistics, inputs = Statistics(*tensors[:4]), Inputs(*tensors[4:])
-        needs = dict(zip(Inputs._fields, ctx.needs_input_grad[3:], strict=True))
-        call = Call(find(ctx.options.backend), ctx.exchange, ctx.counts, inputs, ctx.options, symmetric, ctx.held)
+        needs = dict(zip(Inputs._fields, ctx.needs_input_grad[4:], strict=True))
+        call = ctx.call._replace(inputs=inputs, symmetric=symmetric)
         names = [name for name in _DIFFERENTIABLE if needs[name]]
 
         def gradients() -> tuple[Tensor, ...]:
             found = _backward(call, statistics, slot, grad, needs["embeddings"], needs["candidates"])
             return tuple(getattr(found, name) for name in names)
 
-        found = _Gradient.apply(ctx.options.objective, gradients, grad, *inputs)
+        found = _Gradient.apply(call.options.objective, gradients, grad, *inputs)
         grads = dict.fromkeys(Inputs._fields) | dict(zip(names, found, strict=True))
-        return None, None, None, *grads.values()
+        return None, None, None, None, *grads.values()
 
 
 class _Gradient(torch.autograd.Function):
@@ -181,7 +195,7 @@ def _blocks(call: Call, of_rows: Tensor | None = None, keep_candidates: bool = F
     ``of_rows`` (M, 5) travels with the rows, or after them if a gather has brought these. With ``keep_candidates`` own candidates
     meet the rows of other ranks too.
     """
-    backend, exchange, counts, inputs, options, symmetric, held = call
+    backend, exchange, counts, sizes, inputs, options, symmetric, held = call
     sets, k = sets_of(inputs), inputs.temperature.shape[0]
     tables = Tables(*symmetric, inputs.weight, inputs.domain_mask)
     mine = [tensor for s in sets for tensor in (s.z, _ids(s))]
@@ -194,14 +208,22 @@ def _blocks(call: Call, of_rows: Tensor | None = None, keep_candidates: bool = F
         of_rank = [[*pairs, n] for pairs, (n, _) in zip(of_pairs, counts, strict=True)]
         arriving = exchange.visit([*mine, of_rows], of_rank)
 
-    def block(sets: list[RowSet], met: set[tuple[int, int]], *rest: Any) -> Block:
+    def sizes_of(ranks: list[int]) -> list[list[int] | None]:
+        if sizes is None:
+            return [None] * len(sets)
+        return [
+            [sum(domain) for domain in zip(*(sizes[r][place] for r in ranks), strict=True)]
+            for place in range(len(sets))
+        ]
+
+    def block(sets: list[RowSet], sizes: list[list[int] | None], met: set[tuple[int, int]], *rest: Any) -> Block:
         rows = joined(sets, k, options.ignore_domains)
-        problem = _engine.make_problem(backend, rows, tables, options, met, roomy=True)
+        problem = _engine.make_problem(backend, rows, tables, options, met, sizes=sizes)
         return Block(problem, rows.counts, *rest)
 
-    whole = {(0, b): 1.0 for b in range(len(sets))}
-    yield block(sets, {*whole}, None, None, whole)
-    for tensors in arriving:
+    whole, own_sizes = {(0, b): 1.0 for b in range(len(sets))}, sizes_of([exchange.rank])
+    yield block(sets, own_sizes, {*whole}, None, None, whole)
+    for ranks, tensors in zip(exchange.visitors(), arriving, strict=True):
         if exchange.communication == "gather" and not held:
             held.append(tensors)
         others = [_row_set(*tensors[2 * place : 2 * place + 2], s) for place, s in enumerate(sets)]
@@ -211,7 +233,8 @@ def _blocks(call: Call, of_rows: Tensor | None = None, keep_candidates: bool = F
         if len(others) > 1:
             shares[0, first + 1] = 1.0  # own rows meet candidates here alone
         met = {*shares, (1, first)} if keep_candidates else {*shares}
-        yield block([*kept, *others], met, first, None if of_rows is None else tensors[-1], shares)
+        sizes_here = own_sizes[:first] + sizes_of(ranks)
+        yield block([*kept, *others], sizes_here, met, first, None if of_rows is None else tensors[-1], shares)
 
 
 def _visit_terms(exchange: Exchange, of_rows: Tensor | None, counts: list[list[int]]) -> Iterator[list[Tensor]]:
@@ -270,7 +293,7 @@ def _with_positives(objective: Objective, so_far: Positives | None, more: Positi
 def _backward(
     call: Call, statistics: Statistics, slot: Tensor, grad: Tensor, need_embeddings: bool, need_candidates: bool
 ) -> _engine.Gradients:
-    backend, exchange, _, inputs, options, symmetric, _ = call
+    backend, exchange, _, _, inputs, options, symmetric, _ = call
     objective, m, k = OBJECTIVES[options.objective], inputs.embeddings.shape[0], inputs.temperature.shape[0]
     # Of all ranks: H is kept near 1, and no s of a negative is above the largest lse.
     extremes = torch.stack([_largest(grad.abs()), _largest(statistics.lse)])

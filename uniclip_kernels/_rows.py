@@ -65,6 +65,13 @@ def joined(sets: Sequence[RowSet], num_domains: int, ignore_domains: bool) -> Ro
     return Rows(counts, _cat([s.z for s in sets]), samples, domains, groups)
 
 
+def domain_sizes(s: RowSet, num_domains: int, ignore_domains: bool) -> list[int]:
+    """How many rows each domain has, without padding. Waits for the device."""
+    ignored = ignore_domains or s.domain_ids is None
+    domains = torch.zeros_like(s.sample_ids).long() if ignored else _in_range(s.domain_ids, num_domains)
+    return torch.bincount(domains[s.sample_ids >= 0], minlength=num_domains).tolist()
+
+
 def is_grouped(sets: Sequence[RowSet]) -> bool:
     return any(s.exclude_ids is not None for s in sets)
 

@@ -146,7 +146,7 @@ class TritonBackend(GPUBackend):
             slope, loss = parts.sum(1)
             found = Positives(loss, slope, none, count)
         more = len(base) - slots  # of candidates
-        return Positives(*(F.pad(t, (0, more)) for t in found)) if more else found
+        return Positives(*(t if t is none else F.pad(t, (0, more)) for t in found)) if more else found
 
     def positives_grad(self, problem: Problem, rectangle: Rectangle, terms: Terms, h: Tensor, sums: Tensor) -> None:
         row_tiles, col_tiles = self._tiles(rectangle)
