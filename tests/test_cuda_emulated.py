@@ -22,7 +22,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
     ("case", "dtype"),
     [
         (case, dtype)
-        for dtype, *which in ((DTYPES[0], 2), (DTYPES[1], 4, 1), (DTYPES[2], 4, 3))
+        for dtype, *which in ((DTYPES[0], 3), (DTYPES[1], 6, 1), (DTYPES[2], 6, 4))
         for case in some(GRID, *which)
     ],
     ids=repr,
@@ -69,9 +69,11 @@ OFF_THE_DIAGONAL = (
 )
 
 
-@pytest.mark.parametrize("side", [1, 2])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", OFF_THE_DIAGONAL)
+@pytest.mark.parametrize(
+    ("name", "dtype", "side"),
+    some([(name, dtype, side) for name in OFF_THE_DIAGONAL for side in (1, 2) for dtype in DTYPES], 2),
+    ids=str,
+)
 def test_rectangles_off_the_diagonal(name, dtype, side):
     workspace_bytes = (side * 128) ** 2 * dtype.itemsize
     with installed("cuda", emulated(workspace_bytes=workspace_bytes)):

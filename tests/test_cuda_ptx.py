@@ -9,7 +9,7 @@ from tests import similarity_cases as similarity
 from tests.emulation.cuda.backends import executed_ptx
 from tests.emulation.installed import installed
 from tests.evaluate import assert_matches, evaluate
-from tests.objective_cases import BY_NAME
+from tests.objective_cases import BY_NAME, some
 from uniclip_kernels import domain_similarity
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -31,10 +31,12 @@ NAMES = (
 )
 
 
+ON = [(dtype, 80) for dtype in DTYPES] + [(torch.bfloat16, 120)]
+
+
 @pytest.mark.parametrize(
-    ("dtype", "architecture"), [*((dtype, 80) for dtype in DTYPES), (torch.bfloat16, 120)], ids=str
+    ("name", "dtype", "architecture"), some([(name, *on) for name in NAMES for on in ON], 3), ids=str
 )
-@pytest.mark.parametrize("name", NAMES)
 def test_the_grid(name, dtype, architecture):
     with installed("cuda", executed_ptx(architecture)):
         assert_matches(evaluate(BY_NAME[name], "cuda", dtype), BY_NAME[name], dtype)

@@ -94,12 +94,17 @@ def whole(results: list[Result], reduction: str | None) -> Result:
     return Result(*(joined(field.name) for field in dataclasses.fields(Result)))
 
 
-# All on three ranks, and on one, two and four a third of them each.
-ON_RANKS = [(size, name) for size in (1, 2, 3, 4) for i, name in enumerate(SOME) if size == 3 or i % 3 == size % 3]
+# All on three ranks, one way or the other, and on one, two and four a third of them each.
+ON_RANKS = [
+    (size, name, communication)
+    for size in (1, 2, 3, 4)
+    for way, communication in enumerate(("gather", "ring"))
+    for i, name in enumerate(SOME)
+    if i % 2 == way and (size == 3 or i % 3 == size % 3)
+]
 
 
-@pytest.mark.parametrize("communication", ["gather", "ring"])
-@pytest.mark.parametrize(("group", "name"), ON_RANKS, indirect=["group"])
+@pytest.mark.parametrize(("group", "name", "communication"), ON_RANKS, indirect=["group"])
 def test_the_grid(name, communication, group):
     size, run = group
     case = BY_NAME[name]

@@ -16,10 +16,16 @@ from uniclip_kernels import domain_similarity
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 OTHERS = torch.float32, torch.float16
-#: What the other dtypes run of the grid, of which bfloat16, which no interpreter gets right, runs a fourth.
-SOME = ("rows-65", "larger", "padding", "many-positives", "five-domains", "mask-some-of-five", "temperature-0.005")
-SOME += ("weight-negative", "norms-0.0001-10000", "none", "none-upstream-huge")
-SOME += ("sup_con-apart", "mil_nce-some-without", "siglip-temperature-0.005", "sup_con-everything", "siglip-everything")
+#: What the other dtypes run of the grid, of which bfloat16, which no interpreter gets right, runs a part.
+SOME = (
+    "rows-65",
+    "many-positives",
+    "mask-some-of-five",
+    "temperature-0.005",
+    "norms-0.0001-10000",
+    "none-upstream-huge",
+)
+SOME += ("sup_con-everything", "mil_nce-some-without", "siglip-temperature-0.005")
 #: Deep enough for every stage of the loops over columns.
 DEEP = make_case("deep", 40, 200)
 
@@ -29,7 +35,7 @@ def backend():
     return executed_ptx()
 
 
-@pytest.mark.parametrize("case", some(GRID, 8), ids=repr)
+@pytest.mark.parametrize("case", some(GRID, 14), ids=repr)
 def test_in_bfloat16(case, backend):
     with installed("triton", backend):
         assert_matches(evaluate(case, "triton", torch.bfloat16), case, torch.bfloat16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import signal
 import subprocess
@@ -26,9 +27,10 @@ def test_quick_ablation_measures_every_configuration_and_goes_on_after_a_stop(tm
     out, page = tmp_path / "out", tmp_path / "page.md"
     page.write_text(f"before\n{report.BEGIN}\nof old\n{report.END}\nafter\n")
     more = ["--quick", "--page", str(page)]
-    process = subprocess.Popen(
-        [*RUN, "--out", str(out), *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    # As from a terminal: what is started in a shell's background ignores SIGINT.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*RUN, "--out", str(out), *more], **pipes, preexec_fn=heed)
     deadline = time.monotonic() + 300
     while len(list(out.glob("*.json"))) < 2:
         assert process.poll() is None, process.communicate()
