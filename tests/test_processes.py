@@ -229,4 +229,6 @@ print(extra(n, d, k))
 )
 def test_extra_memory_is_linear(n, d, k):
     """At most 4 M D floats and 64 MB: an M x M matrix takes 151 MB in the first case, an M x D one 50 MB in the second."""
-    assert int(run(EXTRA_MEMORY, *map(str, (n, d, k)))) <= 4 * (3 * n) * d * 4 + 64e6
+    # Else the C library keeps some of what was freed, 15 MB more or less from run to run.
+    found = run(EXTRA_MEMORY, *map(str, (n, d, k)), MALLOC_MMAP_THRESHOLD_=str(1 << 20))
+    assert int(found) <= 4 * (3 * n) * d * 4 + 64e6

@@ -17,7 +17,7 @@ _NAME = "_uniclip_known"
 
 class _Copies(NamedTuple):
     values: list[Tensor]
-    arrived: torch.cuda.Event | None  # None where it is on the host as it is
+    arrived: torch.cuda.Event | None  # None of a tensor that is on the host as it is
 
 
 def keep(tensor: Tensor, values: tuple) -> None:
@@ -36,15 +36,13 @@ def kept(tensor: Tensor) -> tuple | None:
 
 def ask(tensor: Tensor, *more: Tensor) -> None:
     """Have the values of ``tensor``, and of more that belongs to it, copied to the host when its device comes to it."""
-    if not tensor.is_cuda:
-        keep(tensor, _Copies([tensor, *more], None))
-    elif not torch.cuda.is_current_stream_capturing():
-        copies = [
-            torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True) for t in (tensor, *more)
-        ]
-        arrived = torch.cuda.Event()
-        arrived.record()
-        keep(tensor, _Copies(copies, arrived))
+    if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
+    copies = [
+        torch.empty_like(t, device="cpu", pin_memory=t.is_cuda).copy_(t, non_blocking=True) for t in (tensor, *more)
+    ]
+    arrived = torch.cuda.current_stream(tensor.device).record_event() if tensor.is_cuda else None
+    keep(tensor, _Copies(copies, arrived))
 
 
 def answer(tensor: Tensor) -> list[list] | None:

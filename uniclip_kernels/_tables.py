@@ -21,7 +21,7 @@ def full_table(value: float | Tensor, num_domains: int, like: Tensor) -> Tensor:
 def mirrored(*tables: Tensor) -> Tensor:
     """The (K, K) tables stacked, each with the lower triangle mirrored from the upper one."""
     stacked = torch.stack(tables).triu_()
-    return stacked + stacked.triu(1).mT
+    return stacked.add_(stacked.triu(1).mT)
 
 
 def symmetric_table(value: float | Tensor, num_domains: int, like: Tensor) -> Tensor:
