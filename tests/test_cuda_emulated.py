@@ -22,7 +22,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
     ("case", "dtype"),
     [
         (case, dtype)
-        for dtype, *which in ((DTYPES[0], 3), (DTYPES[1], 6, 1), (DTYPES[2], 6, 4))
+        for dtype, *which in ((DTYPES[0], 3), (DTYPES[1], 3, 1), (DTYPES[2], 3, 2))
         for case in some(GRID, *which)
     ],
     ids=repr,
@@ -69,11 +69,16 @@ OFF_THE_DIAGONAL = (
 )
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype", "side"),
-    some([(name, dtype, side) for name in OFF_THE_DIAGONAL for side in (1, 2) for dtype in DTYPES], 2),
-    ids=str,
-)
+#: Each in all dtypes, by turns with either side.
+SIDES = [
+    (name, dtype, side)
+    for i, name in enumerate(OFF_THE_DIAGONAL)
+    for j, dtype in enumerate(DTYPES)
+    for side in ((1, 2) if (i + j) % 2 else (2, 1))
+]
+
+
+@pytest.mark.parametrize(("name", "dtype", "side"), some(SIDES, 2), ids=str)
 def test_rectangles_off_the_diagonal(name, dtype, side):
     workspace_bytes = (side * 128) ** 2 * dtype.itemsize
     with installed("cuda", emulated(workspace_bytes=workspace_bytes)):

@@ -95,6 +95,30 @@ def test_many_rectangles(backend, m, d, dtype, monkeypatch):
     assert (grad - expected[1]).norm() < rtol * expected[1].norm()
 
 
+@pytest.mark.parametrize("mask_is_known", [True, False])
+def test_masked_pairs_of_ids_that_the_host_does_not_know_are_not_multiplied(backend, mask_is_known, monkeypatch):
+    used, multiplied = find(backend), []
+    monkeypatch.setattr(used, "workspace_bytes", 512 * 512 * 4)
+    monkeypatch.setattr(used, "overhead", 0)
+    accumulate = used.accumulate
+
+    def counted(out, a, b):
+        multiplied.append(len(out) * len(b))
+        accumulate(out, a, b)
+
+    monkeypatch.setattr(used, "accumulate", counted)
+    (z, temperature, offset), _ = inputs(4096, 40, torch.float32)
+    mask = torch.tensor([[False, True], [True, False]], device="cpu" if mask_is_known else DEVICE)
+    ids = torch.arange(4096, device=DEVICE)
+    given = dict(temperature=temperature[:2, :2], offset=offset[:2, :2], domain_mask=mask)
+    grad = torch.autograd.grad(mp_nce(z, ids // 2, ids % 2, **given, backend=backend), z)[0]
+    assert sum(multiplied) == 2 * 2048**2
+    exact = z.detach().double().requires_grad_()
+    given = {name: table.detach().to(DEVICE) for name, table in given.items()}
+    expected = torch.autograd.grad(mp_nce(exact, ids // 2, ids % 2, **given, backend="reference"), exact)[0]
+    assert (grad - expected).norm() < 1e-5 * expected.norm()
+
+
 @pytest.mark.parametrize("name", ["rows-65", "empty", "padding", "mask-some-of-five", "larger", "none", "columns-513"])
 @every_dtype
 def test_deterministic_mode_and_poisoned_memory(backend, dtype, name):

@@ -19,7 +19,7 @@ from uniclip_kernels._layout import (
     sort_rows,
     starts_of,
 )
-from uniclip_kernels._panels import panels_of_sizes, panels_of_tiles, rectangles, uniform_panels
+from uniclip_kernels._panels import groups_of, panels_of, panels_of_sizes, panels_of_tiles, rectangles, uniform_panels
 from uniclip_kernels._ranks import Way, loss_of_rows
 from uniclip_kernels._rows import Rows
 from uniclip_kernels.triton import TritonBackend
@@ -49,7 +49,7 @@ def laid_out(sample_ids, domain_ids, k, mask, block, sizes) -> Layout:
 def test_rectangles_leave_out_masked_pairs_and_no_other():
     sizes, allowed = [300, 0, 1000, 129], torch.rand(4, 4) < 0.6
     allowed = allowed | allowed.T
-    panels = panels_of_sizes(sizes, 0, BLOCK, 2 * BLOCK)
+    panels = panels_of_sizes(sizes, range(4), 0, BLOCK, 2 * BLOCK)
     domain = torch.cat([torch.full((-(-n // BLOCK) * BLOCK,), d) for d, n in enumerate(sizes)])
     covered = torch.zeros(len(domain), len(domain), dtype=torch.int)
     for i0, i1, j0, j1 in rectangles(panels, allowed.tolist()):
@@ -187,6 +187,19 @@ def test_the_gradient_of_any_ids_leaves_out_masked_pairs(mask_is_known, compiled
     assert sum(products) == 2 * tiles * BLOCK**2
 
 
+def test_what_is_saved_may_be_written_to_disk(tmp_path):
+    """Also tensors of which the host knows something."""
+
+    def write(tensor: torch.Tensor):
+        torch.save(tensor, path := tmp_path / str(len(list(tmp_path.iterdir()))))
+        return path
+
+    backend, recorder, _ = recording(side=384)
+    with torch.autograd.graph.saved_tensors_hooks(write, torch.load):
+        step(backend, 1000, 64, CLIP, torch.arange(2000) % 2)
+    assert programs(recorder, "similarity_grad_kernel") > 0
+
+
 class Twins(Exchange):
     """Two ranks that do the same, seen from one of them."""
 
@@ -204,8 +217,9 @@ class Twins(Exchange):
 
 
 @pytest.mark.parametrize("communication", COMMUNICATIONS)
-def test_a_clip_mask_across_ranks(communication):
+def test_a_clip_mask_across_ranks(communication, monkeypatch):
     """Each rank multiplies what is not masked: its own pairs for both of their ends, those with the other rank for one."""
+    monkeypatch.setattr("uniclip_kernels._contrastive._allowed", lambda mask: None)  # as if it were on a GPU
     n, (backend, recorder, products) = 1000, recording(side=384)
     z, ids = torch.randn(2 * n, 64).bfloat16().requires_grad_(), torch.arange(2 * n)
     of_candidates = dict.fromkeys(f"candidate_{name}_ids" for name in ("sample", "domain", "exclude"))
@@ -223,24 +237,47 @@ def test_a_clip_mask_across_ranks(communication):
 
 def test_a_clip_mask_has_candidates():
     recorder = Recorder("90")
-    z, sample_ids, domain_ids = stack_views([torch.randn(256, 64).bfloat16()] * 2, [0, 1])
+    z, sample_ids, domain_ids = stack_views([torch.randn(4096, 64).bfloat16()] * 2, [0, 1])
     queue, ids = torch.randn(128, 64).bfloat16(), torch.arange(128)
     criterion = MPNCELoss(domain_mask=CLIP, backend="triton")
     with installed("triton", TritonBackend("cpu", recorder)):
         criterion(z, sample_ids, domain_ids, candidates=queue, candidate_sample_ids=ids, candidate_domain_ids=ids % 2)
-    assert programs(recorder, "similarity_lse_kernel") == 4 + 4 * 3
+    assert programs(recorder, "similarity_lse_kernel") == 32 * 32 + 64 * 3
 
 
 def test_small_domains_share_panels():
     """32 domains are as many calls of the CPU backend as one, unless masked pairs of them are to be left out."""
     tiles = [(t // 4, 32) for t in range(128)]
-    assert len(panels_of_tiles(tiles, 32, [4096], 32, 1024, by_domain=False)) == 4
-    assert len(panels_of_tiles(tiles, 32, [4096], 32, 1024, by_domain=True)) == 32
+    assert len(panels_of_tiles(tiles, None, [4096], 32, 1024)) == 4
+    assert len(panels_of_tiles(tiles, range(32), [4096], 32, 1024)) == 32
+
+
+def test_what_masked_pairs_save_is_weighed_against_more_rectangles():
+    def panels(rows: int, masked: torch.Tensor) -> int:
+        sizes = [[rows // 40] * 40]
+        edges, allowed = [padded_rows(rows, 40, BLOCK, sizes[0])], ~(masked | masked.T)
+        return len(panels_of(None, sizes, edges, BLOCK, 90 * BLOCK, allowed.tolist(), overhead=2048**2))
+
+    one, half = torch.zeros(40, 40, dtype=torch.bool), torch.rand(40, 40) < 0.3
+    one[3, 5] = True
+    assert panels(8000, one) == panels(8000, half) == 1
+    assert panels(2**19, one) == -(-(2**19) // (90 * BLOCK))
+    assert panels(2**19, half) == 40 * 2
+
+
+def test_neighbours_that_are_compared_with_the_same_ones_share_panels():
+    pictures = torch.arange(8) < 3
+    allowed = pictures[:, None] != pictures
+    assert groups_of(allowed.tolist()) == [0, 0, 0, 3, 3, 3, 3, 3]
+    sizes, tiles = [100, 200, 0, 1, 128, 300, 5, 7], [1, 2, 0, 1, 1, 3, 1, 1]
+    for known in ([(d, BLOCK) for d, n in enumerate(tiles) for _ in range(n)], None):
+        panels = panels_of(known, [sizes], [10 * BLOCK], BLOCK, 90 * BLOCK, allowed.tolist(), overhead=0)
+        assert panels == [(0, 3 * BLOCK, 0), (3 * BLOCK, 10 * BLOCK, 3)]
 
 
 def test_panels_of_tiles_end_with_sets_and_before_empty_tiles():
     tiles = [(0, 32), (1, 5), (-1, 0), (2, 32), (2, 32), (3, 1)]
-    panels = panels_of_tiles(tiles, 2, [128, 192], 32, 96, by_domain=False)
+    panels = panels_of_tiles(tiles, None, [128, 192], 32, 96)
     assert panels == [(0, 37, None), (96, 128, None), (128, 161, None)]
 
 

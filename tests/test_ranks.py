@@ -27,7 +27,15 @@ from uniclip_kernels import MPNCELoss, _exchange, mp_nce, siglip
 from uniclip_kernels.cpu import CPUBackend
 
 SOME = ("rows-65", "five-domains", "padding", "mask-some-of-five", "none", "empty", "few-samples", "norms-0.0001-10000")
-SOME += ("temperature-0.005", "weight-negative", "many-positives", "classes-10-of-3-domains", "larger", "domains-40")
+SOME += (
+    "mask-behind-much-padding",
+    "temperature-0.005",
+    "weight-negative",
+    "many-positives",
+    "classes-10-of-3-domains",
+    "larger",
+    "domains-40",
+)
 SOME = tuple(name for name in SOME if name in BY_NAME)
 SOME += tuple(
     f"{objective}-{name}"

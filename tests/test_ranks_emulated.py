@@ -12,7 +12,14 @@ from tests.ranks import all_right, ranks
 from tests.test_ranks import _share, whole
 from uniclip_kernels import _backend
 
-CASES = ("clip", "mil_nce-some-without", "candidates-domains-ignored", "sup_con-some-without", "siglip-some-without")
+CASES = (
+    "clip",
+    "mask-behind-much-padding",
+    "mil_nce-some-without",
+    "candidates-domains-ignored",
+    "sup_con-some-without",
+    "siglip-some-without",
+)
 
 
 @pytest.fixture(scope="module", params=["cuda", "triton"])

@@ -45,7 +45,10 @@ class Backend(ABC):
     column_multiple: int  # D is padded to a multiple of this
     known_on_host: bool  # may the layout be read on the host without waiting for a device?
     workspace_bytes: int  # budget of one rectangle of the gradient of the similarities
-    kept_bytes = 0  # dot products that the forward pass may keep, so that the backward pass need not compute them again
+    #: Dot products that the forward pass may keep, so that the backward pass need not compute them again. Without
+    #: ``known_on_host`` the rectangles of both may differ, and nothing can be kept.
+    kept_bytes = 0
+    overhead: int  # pairs of slots that take as long as it takes to begin a rectangle
 
     def padded_columns(self, d: int) -> int:
         return -(-d // self.column_multiple) * self.column_multiple

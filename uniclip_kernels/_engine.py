@@ -99,7 +99,7 @@ def forward(backend: Backend, inputs: Inputs, options: Options, keep: bool) -> F
         problem = make_problem(backend, rows, tables, options, WITH_CANDIDATES)
         todo, layout = list(strips(backend, problem, dots)), problem.layout
         if keep and not backend.known_on_host:
-            _ask(backend, problem, inputs.domain_mask)
+            _ask(backend, problem, inputs, options)
         negatives = sum_negatives(backend, problem, todo)
         positives = backend.positives_forward(problem, todo, base_of(objective, negatives))
         loss, statistics = _objectives.of_rows(objective, negatives, positives)
@@ -171,15 +171,16 @@ def make_problem(
     options: Options,
     met: Collection[tuple[int, int]],
     layout: Layout | None = None,
-    sizes: Sequence[Sequence[int] | None] | None = None,
+    roomy: bool = False,
+    filled: Sequence[Sequence[int]] | None = None,
 ) -> Problem:
     """Of the pairs of sets that are ``met``; ``tables`` are (K, K).
 
-    ``sizes``: how many rows, without padding, each domain of each set has, or None; domains get tiles of their own in any case.
+    With ``roomy`` domains get tiles of their own in any case; ``filled`` says then, if known, how many rows but padding each
+    domain of each set has.
     """
-    k, num_sets, roomy = len(tables.temperature), len(rows.counts), sizes is not None
-    own_sizes = None if roomy else options.domain_sizes
-    sizes = sizes or [own_sizes] + [None] * (num_sets - 1)
+    k, num_sets, own_sizes = len(tables.temperature), len(rows.counts), None if roomy else options.domain_sizes
+    sizes = filled or [own_sizes] + [None] * (num_sets - 1)
     edges = _edges(backend, rows.counts, k, sizes, roomy)
     given = mask = tables.domain_mask
     if (0, 0) not in met:  # kernels of positives look for them among all rows
@@ -199,7 +200,7 @@ def make_problem(
     excluded = same if rows.group_ids is None else Groups(layout.groups, layout.group_tiles(backend.block))
     unit, inv_norm = backend.gather_rows(rows.z, layout.order, options.normalize)
     tiles, allowed = _on_host(backend, layout, given, options)
-    panels = panels_of(tiles, sizes, k, edges, backend.block, backend.panel_rows(unit), by_domain=_masks_some(allowed))
+    panels = panels_of(tiles, sizes, edges, backend.block, backend.panel_rows(unit), allowed, backend.overhead)
     objective = OBJECTIVES[options.objective]
     return Problem(objective, unit, inv_norm, layout, edges, met, excluded, same, tables, panels, allowed)
 
@@ -284,7 +285,7 @@ def _edges(
     sizes: Sequence[Sequence[int] | None],
     roomy: bool = False,
 ) -> list[int]:
-    """Where the slots of each set of rows end; ``sizes`` as in ``make_problem``. Own domains are apart unless it is ``roomy``."""
+    """Where the slots of each set end; ``sizes``: rows of each domain, if known. Own domains are apart unless it is ``roomy``."""
     slots = []
     for place, (n, of) in enumerate(itertools.zip_longest(counts, sizes)):
         if of is None and (roomy or place > 0):
@@ -327,14 +328,11 @@ def _on_host(
     return None, None if allowed is None else [list(allowed[a * k : (a + 1) * k]) for a in range(k)]
 
 
-def _ask(backend: Backend, problem: Problem, mask: Tensor | None) -> None:
+def _ask(backend: Backend, problem: Problem, inputs: Inputs, options: Options) -> None:
     """Have the host know by the backward pass what it doesn't, if its products can leave out masked pairs of domains then."""
-    unknown = problem.allowed is None or (
-        _masks_some(problem.allowed) and any(p.domain is None for p in problem.panels)
-    )
-    if mask is not None and unknown and len(problem.rows) > backend.panel_rows(problem.rows):
+    mask, allowed = inputs.domain_mask, problem.allowed
+    all_known = allowed is not None and options.domain_sizes is not None and inputs.candidates is None
+    if mask is None or all_known or (allowed is not None and all(map(all, allowed))):
+        return
+    if len(problem.rows) > backend.panel_rows(problem.rows):
         _known.ask(problem.layout.tiles, mask)
-
-
-def _masks_some(allowed: Sequence[Sequence[bool]] | None) -> bool:
-    return allowed is not None and not all(map(all, allowed))

@@ -20,6 +20,7 @@ class GPUBackend(Backend):
     block = 128  # side of a tile of similarities
     column_multiple = 64
     known_on_host = False
+    overhead = 2048**2  # some 40 us of launches
 
     def __init__(self, device_type: str, workspace_bytes: int) -> None:
         self.device_type = device_type

@@ -1,18 +1,19 @@
 """What the host knows of the values of a tensor on a device, so that it need not wait for that device to read them.
 
-It is kept on the tensor itself, and void once PyTorch has written to it, or for a copy of it. What is being traced knows nothing:
-a graph serves other values too. What the host does not know it can ask for, without waiting until it needs the answer.
+It is void once PyTorch has written to the tensor. What is being traced knows nothing: a graph serves other values too. What the
+host does not know it can ask for, without waiting until it needs the answer.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.utils.weak import WeakTensorKeyDictionary
 
-_NAME = "_uniclip_known"
+_facts = WeakTensorKeyDictionary()  # what is known of each tensor, and which version of it that is of
 
 
 class _Copies(NamedTuple):
@@ -20,18 +21,18 @@ class _Copies(NamedTuple):
     arrived: torch.cuda.Event | None  # None of a tensor that is on the host as it is
 
 
-def keep(tensor: Tensor, values: tuple) -> None:
+def keep(tensor: Tensor, fact: Any) -> None:
     """Say what the values of ``tensor`` come to; what that is, is between those who keep and ask."""
     if not is_traced(tensor):
-        setattr(tensor, _NAME, (values, id(tensor), tensor._version))
+        _facts[tensor] = fact, tensor._version
 
 
-def kept(tensor: Tensor) -> tuple | None:
+def kept(tensor: Tensor) -> Any:
     """What was kept of ``tensor`` if it still holds, or None."""
     if is_traced(tensor):
         return None
-    values, *of = getattr(tensor, _NAME, (None,))
-    return values if of == [id(tensor), tensor._version] else None
+    fact, version = _facts.get(tensor, (None, None))
+    return fact if version == tensor._version else None
 
 
 def ask(tensor: Tensor, *more: Tensor) -> None:

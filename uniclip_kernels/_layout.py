@@ -74,8 +74,8 @@ def padded_rows(m: int, num_domains: int, block: int, sizes: Sequence[int] | Non
     m may be symbolic: one formula serves both answers of ``domains_apart``, which a graph for every m must not ask; and whether
     there is more than one tile, which decides on strides, is known.
     """
-    if sizes is not None:
-        return sum((size + block - 1) // block for size in sizes) * block
+    if sizes is not None:  # and there is a slot for each padding row too: what numbers the slots counts on it
+        return torch.sym_max(sum((size + block - 1) // block for size in sizes), (m + block - 1) // block) * block
     if num_domains <= FEW_DOMAINS:
         return (m // block + max(num_domains, 2)) * block
     return (m // block + torch.sym_min(num_domains, torch.sym_max(FEW_DOMAINS, m // block // 2))) * block

@@ -14,7 +14,7 @@ from ._layout import Rectangle
 
 
 class Panel(NamedTuple):
-    """Slots [start, end); the domain, in [0, K) for every set of rows, if it is known that all are of one."""
+    """Slots [start, end); the domain, in [0, K) for every set of rows, if it is known that all are of it or of ones like it."""
 
     start: int
     end: int
@@ -40,50 +40,71 @@ def uniform_panels(start: int, end: int, block: int, side: int, domain: int | No
 def panels_of(
     tiles: Sequence[tuple[int, int]] | None,
     sizes: Sequence[Sequence[int] | None],
-    num_domains: int,
     edges: Sequence[int],
     block: int,
     side: int,
-    by_domain: bool,
+    allowed: Sequence[Sequence[bool]] | None,
+    overhead: int,
 ) -> list[Panel]:
-    """From the domain of each tile and its filled slots or, for each set of rows, from how many each domain has, if known."""
-    if tiles is not None:
-        return panels_of_tiles(tiles, num_domains, edges, block, side, by_domain)
-    panels: list[Panel] = []
-    for (start, end), of in zip(itertools.pairwise([0, *edges]), sizes, strict=True):
-        known = by_domain and of is not None
-        panels += panels_of_sizes(of, start, block, side) if known else uniform_panels(start, end, block, side)
-    return panels
+    """From the domain of each tile and its filled slots or, for each set of rows, from how many each domain has, if known.
+
+    Panels that end with domains leave out masked pairs, and may be many: ``overhead`` is how many pairs of slots take as long as
+    it takes to begin a rectangle.
+    """
+
+    def cut(groups: Sequence[int] | None) -> list[Panel]:
+        if tiles is not None:
+            return panels_of_tiles(tiles, groups, edges, block, side)
+        panels: list[Panel] = []
+        for (start, end), of in zip(itertools.pairwise([0, *edges]), sizes, strict=True):
+            known = groups is not None and of is not None
+            panels += (
+                panels_of_sizes(of, groups, start, block, side) if known else uniform_panels(start, end, block, side)
+            )
+        return panels
+
+    def work(panels: list[Panel]) -> int:
+        return sum((i1 - i0) * (j1 - j0) + overhead for i0, i1, j0, j1 in rectangles(panels, allowed))
+
+    whole = cut(None)
+    return whole if allowed is None or all(map(all, allowed)) else min(cut(groups_of(allowed)), whole, key=work)
 
 
-def panels_of_sizes(sizes: Sequence[int], start: int, block: int, side: int) -> list[Panel]:
-    """Panels that end with their domain, from the rows of each domain of a set that starts at slot ``start``."""
+def groups_of(allowed: Sequence[Sequence[bool]]) -> list[int]:
+    """For each domain the first of those next to it that are compared with the same ones."""
+    groups: list[int] = []
+    for domain, row in enumerate(allowed):
+        groups.append(groups[-1] if domain and row == allowed[domain - 1] else domain)
+    return groups
+
+
+def panels_of_sizes(sizes: Sequence[int], groups: Sequence[int], start: int, block: int, side: int) -> list[Panel]:
+    """Panels that end with their group, from the rows of each domain of a set that starts at slot ``start``."""
     panels = []
-    for domain, size in enumerate(sizes):
-        end = start + (size + block - 1) // block * block
-        panels += uniform_panels(start, end, block, side, domain)
+    for group, domains in itertools.groupby(range(len(sizes)), key=groups.__getitem__):
+        end = start + sum((sizes[domain] + block - 1) // block for domain in domains) * block
+        panels += uniform_panels(start, end, block, side, group)
         start = end
     return panels
 
 
 def panels_of_tiles(
-    tiles: Sequence[tuple[int, int]], num_domains: int, edges: Sequence[int], block: int, side: int, by_domain: bool
+    tiles: Sequence[tuple[int, int]], groups: Sequence[int] | None, edges: Sequence[int], block: int, side: int
 ) -> list[Panel]:
     """Panels without empty tiles, to their last filled slot, from the domain (-1: empty tile) and the filled slots of each tile.
 
-    They end where a set of rows does and, if ``by_domain``, with their domain.
+    They end where a set of rows does and, if there are any, with their group.
     """
     panels: list[Panel] = []
     for t, (domain, filled) in enumerate(tiles):
         start, end = t * block, t * block + filled
         if domain < 0:
             continue
-        domain %= num_domains
+        group = None if groups is None else groups[domain % len(groups)]
         if panels and start not in edges:
             first, last, of = panels[-1]
-            goes_on = of == domain if by_domain else -(-last // block) * block == start
-            if goes_on and end - first <= side:
+            if of == group and -(-last // block) * block == start and end - first <= side:
                 panels[-1] = Panel(first, end, of)
                 continue
-        panels.append(Panel(start, end, domain if by_domain else None))
+        panels.append(Panel(start, end, group))
     return panels

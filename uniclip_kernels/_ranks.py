@@ -7,6 +7,7 @@ gradient of width D ever is. Pairs of ranks are computed on both: 6 M² D / W fl
 
 from __future__ import annotations
 
+import functools
 import itertools
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ from ._contrastive import COMMUNICATIONS, GRADIENT_REDUCTIONS, prepare, reduced
 from ._exchange import Exchange
 from ._objectives import OBJECTIVES
 from ._problem import Inputs, Negatives, Objective, Options, Positives, Problem, Statistics, Tables, Terms
-from ._rows import RowSet, domain_sizes, joined, sets_of
+from ._rows import RowSet, filled_of, joined, sets_of
 from ._scaling import gain_of
 from ._tables import mirrored
 
@@ -37,13 +38,13 @@ class Call(NamedTuple):
     backend: Backend
     exchange: Exchange
     counts: list[list[int]]  # rows and candidates of each rank
-    sizes: (
-        list[list[list[int]]] | None
-    )  # of each rank, of each set: rows of each domain; None where that doesn't matter
-    inputs: Inputs
+    filled: (
+        Tensor | None
+    )  # (W, S, K): rows but padding of each domain of each set, where panels are to end with domains
     options: Options
-    symmetric: Tensor  # (2, K, K): temperature and offset
     held: list[list[Tensor]]  # what a gather brought, once it has
+    inputs: Inputs
+    symmetric: Tensor  # (2, K, K): temperature and offset
 
 
 class Block(NamedTuple):
@@ -74,13 +75,14 @@ _CHOICES = {"communication": COMMUNICATIONS, "gradient_reduction": GRADIENT_REDU
 
 def facts_of(inputs: Inputs, options: Options, way: Way) -> dict[str, int]:
     """What has to be the same on all ranks, always as many facts."""
-    mask = inputs.domain_mask
+    pairs = options.allowed_pairs
 
     def requires_grad(name: str) -> bool:
         return getattr(inputs, name) is not None and getattr(inputs, name).requires_grad
 
     return {
         "D": inputs.embeddings.shape[1],
+        "whether embeddings are on the CPU": int(inputs.embeddings.device.type == "cpu"),
         f"the dtype of embeddings (of {', '.join(map(str, _DTYPES))} by number)": _DTYPES.index(
             inputs.embeddings.dtype
         ),
@@ -88,14 +90,14 @@ def facts_of(inputs: Inputs, options: Options, way: Way) -> dict[str, int]:
         f"the objective (of {', '.join(OBJECTIVES)} by number)": list(OBJECTIVES).index(options.objective),
         "normalize": int(options.normalize),
         **{f"{n} (of {', '.join(of)} by number)": of.index(getattr(way, n)) for n, of in _CHOICES.items()},
-        "domain_mask (its checksum)": 0 if mask is None else zlib.crc32(bytes(mask.flatten().tolist())),
+        "domain_mask (its checksum)": 0 if pairs is None else zlib.crc32(bytes(pairs)),
         "whether anchor_weight is given": int(way.weighted),
         **{f"whether {name} is given": int(getattr(inputs, name) is not None) for name in _OPTIONAL},
         **{f"whether {name} requires a gradient": int(requires_grad(name)) for name in _DIFFERENTIABLE},
     }
 
 
-NUM_NUMBERS = 10 + len(_OPTIONAL) + len(_DIFFERENTIABLE) + 2  # facts, and how many rows and candidates
+NUM_NUMBERS = 11 + len(_OPTIONAL) + len(_DIFFERENTIABLE) + 2  # facts, and how many rows and candidates
 
 
 @torch.compiler.disable
@@ -120,24 +122,22 @@ def across_ranks(objective: str, call: dict[str, Any], group: dist.ProcessGroup,
 
 def loss_of_rows(exchange: Exchange, inputs: Inputs, options: Options, way: Way) -> tuple[Tensor, Tensor]:
     """The loss of each own row, and whether it counts. The backward pass takes part in collectives, on every rank."""
+    with exchange.told(NUM_NUMBERS):
+        if inputs.domain_mask is not None:
+            options = options._replace(allowed_pairs=tuple(inputs.domain_mask.flatten().tolist()))
+        mine = None
+        if not (find(options.backend).known_on_host or all(options.allowed_pairs or [True])):
+            mine = filled_of(sets_of(inputs), inputs.temperature.shape[0], options.ignore_domains)
     candidates = 0 if inputs.candidates is None else inputs.candidates.shape[0]
     counts = exchange.agree(facts_of(inputs, options, way), [inputs.embeddings.shape[0], candidates])
+    filled = None
+    if mine is not None:
+        filled = torch.tensor(exchange.gathered(mine.flatten().tolist())).view(exchange.size, *mine.shape)
     of_rows, of_tables = gains(exchange, way)
     tables = {name: ScaledGradient.apply(getattr(inputs, name), of_tables) for name in ("temperature", "offset")}
     rows = {name: getattr(inputs, name) for name in ("embeddings", "candidates")}
     rows = {name: None if z is None else ScaledGradient.apply(z, of_rows) for name, z in rows.items()}
-    sizes = _sizes(exchange, inputs, options.ignore_domains)
-    return _Objective.apply(exchange, counts, sizes, options, *inputs._replace(**rows, **tables))
-
-
-def _sizes(exchange: Exchange, inputs: Inputs, ignore_domains: bool) -> list[list[list[int]]] | None:
-    """Of each rank, of each set, the rows of each domain without padding, for panels to end with theirs if pairs are masked."""
-    if inputs.domain_mask is None or bool(inputs.domain_mask.all()):
-        return None
-    k, sets = inputs.temperature.shape[0], sets_of(inputs)
-    mine = [n for s in sets for n in domain_sizes(s, k, ignore_domains)]
-    every = exchange.gathered(mine)
-    return [[of_rank[at : at + k] for at in range(0, len(mine), k)] for of_rank in every]
+    return _Objective.apply(exchange, counts, filled, options, *inputs._replace(**rows, **tables))
 
 
 def gains(exchange: Exchange, way: Way) -> tuple[float, float]:
@@ -147,13 +147,13 @@ def gains(exchange: Exchange, way: Way) -> tuple[float, float]:
 
 class _Objective(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, exchange: Exchange, counts: Any, sizes: Any, options: Options, *tensors: Tensor | None):
+    def forward(ctx: Any, exchange: Exchange, counts: Any, filled: Any, options: Options, *tensors: Tensor | None):
         inputs, backend = Inputs(*tensors), find(options.backend)
         with torch.autocast(inputs.embeddings.device.type, enabled=False):
             symmetric = mirrored(inputs.temperature, inputs.offset)
-            call = Call(backend, exchange, counts, sizes, inputs, options, symmetric, [])
+            call = Call(backend, exchange, counts, filled, options, [], inputs, symmetric)
             statistics, loss, slot = _forward(call)
-        ctx.call = call._replace(inputs=None, symmetric=None)
+        ctx.call = functools.partial(Call, *call[:-2])
         ctx.save_for_backward(symmetric, slot, *statistics, *tensors)
         counted = (slot >= 0) & (statistics.count[slot] > 0)
         ctx.mark_non_differentiable(counted)
@@ -164,7 +164,7 @@ class _Objective(torch.autograd.Function):
         symmetric, slot, *tensors = ctx.saved_tensors
         statistics, inputs = Statistics(*tensors[:4]), Inputs(*tensors[4:])
         needs = dict(zip(Inputs._fields, ctx.needs_input_grad[4:], strict=True))
-        call = ctx.call._replace(inputs=inputs, symmetric=symmetric)
+        call = ctx.call(inputs, symmetric)
         names = [name for name in _DIFFERENTIABLE if needs[name]]
 
         def gradients() -> tuple[Tensor, ...]:
@@ -195,7 +195,7 @@ def _blocks(call: Call, of_rows: Tensor | None = None, keep_candidates: bool = F
     ``of_rows`` (M, 5) travels with the rows, or after them if a gather has brought these. With ``keep_candidates`` own candidates
     meet the rows of other ranks too.
     """
-    backend, exchange, counts, sizes, inputs, options, symmetric, held = call
+    backend, exchange, counts, filled, options, held, inputs, symmetric = call
     sets, k = sets_of(inputs), inputs.temperature.shape[0]
     tables = Tables(*symmetric, inputs.weight, inputs.domain_mask)
     mine = [tensor for s in sets for tensor in (s.z, _ids(s))]
@@ -208,21 +208,17 @@ def _blocks(call: Call, of_rows: Tensor | None = None, keep_candidates: bool = F
         of_rank = [[*pairs, n] for pairs, (n, _) in zip(of_pairs, counts, strict=True)]
         arriving = exchange.visit([*mine, of_rows], of_rank)
 
-    def sizes_of(ranks: list[int]) -> list[list[int] | None]:
-        if sizes is None:
-            return [None] * len(sets)
-        return [
-            [sum(domain) for domain in zip(*(sizes[r][place] for r in ranks), strict=True)]
-            for place in range(len(sets))
-        ]
+    def filled_on(ranks: list[int]) -> list[list[int]]:
+        """Of each set on these ranks, or [] where that is not known."""
+        return [] if filled is None else filled[ranks].sum(0).tolist()
 
-    def block(sets: list[RowSet], sizes: list[list[int] | None], met: set[tuple[int, int]], *rest: Any) -> Block:
+    def block(sets: list[RowSet], filled: list[list[int]], met: set[tuple[int, int]], *rest: Any) -> Block:
         rows = joined(sets, k, options.ignore_domains)
-        problem = _engine.make_problem(backend, rows, tables, options, met, sizes=sizes)
+        problem = _engine.make_problem(backend, rows, tables, options, met, roomy=True, filled=filled)
         return Block(problem, rows.counts, *rest)
 
-    whole, own_sizes = {(0, b): 1.0 for b in range(len(sets))}, sizes_of([exchange.rank])
-    yield block(sets, own_sizes, {*whole}, None, None, whole)
+    whole, own = {(0, b): 1.0 for b in range(len(sets))}, filled_on([exchange.rank])
+    yield block(sets, own, {*whole}, None, None, whole)
     for ranks, tensors in zip(exchange.visitors(), arriving, strict=True):
         if exchange.communication == "gather" and not held:
             held.append(tensors)
@@ -233,8 +229,8 @@ def _blocks(call: Call, of_rows: Tensor | None = None, keep_candidates: bool = F
         if len(others) > 1:
             shares[0, first + 1] = 1.0  # own rows meet candidates here alone
         met = {*shares, (1, first)} if keep_candidates else {*shares}
-        sizes_here = own_sizes[:first] + sizes_of(ranks)
-        yield block([*kept, *others], sizes_here, met, first, None if of_rows is None else tensors[-1], shares)
+        of_others = None if of_rows is None else tensors[-1]
+        yield block([*kept, *others], own[:first] + filled_on(ranks), met, first, of_others, shares)
 
 
 def _visit_terms(exchange: Exchange, of_rows: Tensor | None, counts: list[list[int]]) -> Iterator[list[Tensor]]:
@@ -293,7 +289,7 @@ def _with_positives(objective: Objective, so_far: Positives | None, more: Positi
 def _backward(
     call: Call, statistics: Statistics, slot: Tensor, grad: Tensor, need_embeddings: bool, need_candidates: bool
 ) -> _engine.Gradients:
-    backend, exchange, _, _, inputs, options, symmetric, _ = call
+    backend, exchange, _, _, options, _, inputs, symmetric = call
     objective, m, k = OBJECTIVES[options.objective], inputs.embeddings.shape[0], inputs.temperature.shape[0]
     # Of all ranks: H is kept near 1, and no s of a negative is above the largest lse.
     extremes = torch.stack([_largest(grad.abs()), _largest(statistics.lse)])

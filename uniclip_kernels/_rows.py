@@ -65,11 +65,16 @@ def joined(sets: Sequence[RowSet], num_domains: int, ignore_domains: bool) -> Ro
     return Rows(counts, _cat([s.z for s in sets]), samples, domains, groups)
 
 
-def domain_sizes(s: RowSet, num_domains: int, ignore_domains: bool) -> list[int]:
-    """How many rows each domain has, without padding. Waits for the device."""
-    ignored = ignore_domains or s.domain_ids is None
-    domains = torch.zeros_like(s.sample_ids).long() if ignored else _in_range(s.domain_ids, num_domains)
-    return torch.bincount(domains[s.sample_ids >= 0], minlength=num_domains).tolist()
+def filled_of(sets: Sequence[RowSet], num_domains: int, ignore_domains: bool) -> Tensor:
+    """(S, K): how many rows but padding each domain of each set has."""
+    padding = len(sets) * num_domains
+    domains = []
+    for at, s in enumerate(sets):
+        of = s.sample_ids.new_zeros(len(s.sample_ids), dtype=torch.int64)
+        if not (ignore_domains or s.domain_ids is None):
+            of = _in_range(s.domain_ids, num_domains)
+        domains.append((of + at * num_domains).masked_fill(s.sample_ids < 0, padding))
+    return torch.bincount(_cat(domains), minlength=padding + 1)[:padding].view(len(sets), num_domains)
 
 
 def is_grouped(sets: Sequence[RowSet]) -> bool:
