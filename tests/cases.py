@@ -250,6 +250,8 @@ def _domains() -> Iterator[Case]:
     some = mask_without(5, (0, 0), (0, 3), (1, 4), (2, 2), (2, 4))
     yield make_case("mask-some-of-five", 190, domains=5, domain_mask=some, samples=30, padding=0.1)
     yield make_case("mask-leaves-no-negative", 20, domain_mask=clip, samples=1)
+    kinds = torch.arange(5) < 2
+    yield make_case("mask-of-two-kinds", 130, domains=5, domain_mask=kinds[:, None] != kinds)
     last = (torch.arange(420) % 5).masked_fill(torch.arange(420) < 400, -1)
     yield make_case("mask-behind-much-padding", 420, domain_mask=clip, sample_ids=last)
 

@@ -48,7 +48,9 @@ class Backend(ABC):
     #: Dot products that the forward pass may keep, so that the backward pass need not compute them again. Without
     #: ``known_on_host`` the rectangles of both may differ, and nothing can be kept.
     kept_bytes = 0
-    overhead: int  # pairs of slots that take as long as it takes to begin a rectangle
+    #: Pairs of slots that take as long as it takes to begin a rectangle; None where kernels do not look at the mask, so
+    #: that no rectangle may hold masked pairs.
+    overhead: int | None = None
 
     def padded_columns(self, d: int) -> int:
         return -(-d // self.column_multiple) * self.column_multiple

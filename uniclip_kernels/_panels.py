@@ -1,7 +1,7 @@
 """Panels: the slots in parts of at most a workspace's side, whose unordered pairs are the rectangles that are computed.
 
-They end where a domain does if masked pairs of domains can be left out for it, which takes that the host knows where that is. The
-kernels skip masked tiles by themselves; products are with all of a rectangle.
+They end where a domain does if masked pairs of domains can be left out for it, which takes that the host knows where that is.
+Else kernels skip masked tiles by themselves; products are with all of a rectangle.
 """
 
 from __future__ import annotations
@@ -44,12 +44,11 @@ def panels_of(
     block: int,
     side: int,
     allowed: Sequence[Sequence[bool]] | None,
-    overhead: int,
+    overhead: int | None,
 ) -> list[Panel]:
     """From the domain of each tile and its filled slots or, for each set of rows, from how many each domain has, if known.
 
-    Panels that end with domains leave out masked pairs, and may be many: ``overhead`` is how many pairs of slots take as long as
-    it takes to begin a rectangle.
+    Panels that end with domains leave out masked pairs, and may be many: ``overhead`` is that of ``Backend``.
     """
 
     def cut(groups: Sequence[int] | None) -> list[Panel]:
@@ -57,17 +56,22 @@ def panels_of(
             return panels_of_tiles(tiles, groups, edges, block, side)
         panels: list[Panel] = []
         for (start, end), of in zip(itertools.pairwise([0, *edges]), sizes, strict=True):
-            known = groups is not None and of is not None
-            panels += (
-                panels_of_sizes(of, groups, start, block, side) if known else uniform_panels(start, end, block, side)
-            )
+            if groups is None or of is None:
+                panels += uniform_panels(start, end, block, side)
+            else:
+                panels += panels_of_sizes(of, groups, start, block, side)
         return panels
+
+    if allowed is None or all(map(all, allowed)):
+        return cut(None)
+    apart = cut(groups_of(allowed))
+    if overhead is None:
+        return apart
 
     def work(panels: list[Panel]) -> int:
         return sum((i1 - i0) * (j1 - j0) + overhead for i0, i1, j0, j1 in rectangles(panels, allowed))
 
-    whole = cut(None)
-    return whole if allowed is None or all(map(all, allowed)) else min(cut(groups_of(allowed)), whole, key=work)
+    return min(apart, cut(None), key=work)
 
 
 def groups_of(allowed: Sequence[Sequence[bool]]) -> list[int]:

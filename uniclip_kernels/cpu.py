@@ -38,7 +38,6 @@ class CPUBackend(Backend):
     known_on_host = True
     workspace_bytes = 9 << 19  # small enough to stay in the last-level cache
     kept_bytes = 16 << 20
-    overhead = 64**2
     bfloat16_products = getattr(torch, _C.cpu_bfloat16_products())  # int16 stands for fixed point
 
     def unusable(self) -> str | None:
