@@ -35,7 +35,7 @@ ON = [(dtype, 80) for dtype in DTYPES] + [(torch.bfloat16, 120)]
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype", "architecture"), some([(name, *on) for name in NAMES for on in ON], 3), ids=str
+    ("name", "dtype", "architecture"), some([(name, *on) for name in NAMES for on in ON], 5), ids=str
 )
 def test_the_grid(name, dtype, architecture):
     with installed("cuda", executed_ptx(architecture)):

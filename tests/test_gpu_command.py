@@ -21,7 +21,6 @@ from benchmarks.rows import read_rows
 # An environment as a machine with a GPU has it, with the extensions built for it in place (`make test-torch` sets this):
 # torch 2.11.0 with its Triton, numpy, setuptools, wheel, pybind11, ninja, pytest, pytest-xdist, tqdm and matplotlib.
 ANOTHER_PYTHON = os.environ.get("UNICLIP_TEST_PYTHON")
-another = pytest.mark.skipif(ANOTHER_PYTHON is None, reason="UNICLIP_TEST_PYTHON names no other environment")
 WITHOUT_NETWORK = ["unshare", "--map-root-user", "--net"]
 
 
@@ -48,9 +47,8 @@ def test_without_a_gpu_it_ends_at_once(monkeypatch, capsys, arguments):
     assert "there is no GPU here" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "python", [sys.executable, pytest.param(ANOTHER_PYTHON, marks=another)], ids=["own", "another"]
-)
+@pytest.mark.skipif(ANOTHER_PYTHON is None, reason="UNICLIP_TEST_PYTHON names no other environment")
+@pytest.mark.parametrize("python", [sys.executable, ANOTHER_PYTHON], ids=["own", "another"])
 def test_an_existing_environment_without_network(tmp_path, without_network, python):
     """A pass of everything in a dry run; the real thing lacks a GPU and nothing else."""
     done = make_gpu(f"--existing --dry-run --minutes 9 --out {tmp_path}", python, without_network)

@@ -35,7 +35,7 @@ def backend():
     return executed_ptx()
 
 
-@pytest.mark.parametrize("case", some(GRID, 14), ids=repr)
+@pytest.mark.parametrize("case", some(GRID, 20), ids=repr)
 def test_in_bfloat16(case, backend):
     with installed("triton", backend):
         assert_matches(evaluate(case, "triton", torch.bfloat16), case, torch.bfloat16)
@@ -43,7 +43,7 @@ def test_in_bfloat16(case, backend):
 
 @pytest.mark.parametrize(
     ("case", "dtype"),
-    [(case, dtype) for i, case in enumerate([*map(BY_NAME.get, SOME), DEEP]) for dtype in OTHERS[: 1 + (i % 3 == 0)]],
+    [(case, dtype) for i, case in enumerate([*map(BY_NAME.get, SOME), DEEP]) for dtype in OTHERS[: 1 + (i % 3 == 1)]],
     ids=repr,
 )
 def test_in_other_dtypes(case, dtype, backend):
