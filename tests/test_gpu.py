@@ -116,7 +116,7 @@ def test_masked_pairs_of_ids_that_the_host_does_not_know_are_not_multiplied(back
     exact = z.detach().double().requires_grad_()
     given = {name: table.detach().to(DEVICE) for name, table in given.items()}
     expected = torch.autograd.grad(mp_nce(exact, ids // 2, ids % 2, **given, backend="reference"), exact)[0]
-    assert (grad - expected).norm() < 1e-5 * expected.norm()
+    assert (grad - expected).norm() < 3e-6 * expected.norm()
 
 
 @pytest.mark.parametrize("name", ["rows-65", "empty", "padding", "mask-some-of-five", "larger", "none", "columns-513"])

@@ -149,20 +149,6 @@ def step(backend: TritonBackend, n: int, d: int, mask, domain_ids=None):
         torch.autograd.grad(loss, z)
 
 
-def test_a_clip_mask_launches_no_masked_tile():
-    """8 B² D flops in products and tiles for B pairs, where the side of a panel is a part of B and where it is not."""
-    for n, side in ((1024, 256), (1000, 384)):
-        recorder = Recorder("90")
-        backend = TritonBackend("cpu", recorder, workspace_bytes=side * side * 2)
-        products = []
-        backend.accumulate = lambda out, a, b, products=products: products.append(a.shape[0] * a.shape[1])
-        step(backend, n, 64, CLIP)
-        tiles = ((n + BLOCK - 1) // BLOCK) ** 2
-        for kernel in ("similarity_lse_kernel", "similarity_grad_kernel"):
-            assert programs(recorder, kernel) == tiles
-        assert sum(products) == 2 * tiles * BLOCK**2
-
-
 def recording(side: int) -> tuple[TritonBackend, Recorder, list[int]]:
     """A backend that launches nothing but lays rows out, with panels of ``side`` slots; the launches, the sizes of products."""
     recorder, products = Recorder("90"), []
@@ -170,6 +156,17 @@ def recording(side: int) -> tuple[TritonBackend, Recorder, list[int]]:
     backend.accumulate = lambda out, a, b: products.append(a.shape[0] * a.shape[1])
     backend.sort_rows = lambda *args: sort_rows(*args[:4], BLOCK, *args[4:])
     return backend, recorder, products
+
+
+def test_a_clip_mask_launches_no_masked_tile():
+    """8 B² D flops in products and tiles for B pairs, where the side of a panel is a part of B and where it is not."""
+    for n, side in ((1024, 256), (1000, 384)):
+        backend, recorder, products = recording(side)
+        step(backend, n, 64, CLIP)
+        tiles = ((n + BLOCK - 1) // BLOCK) ** 2
+        for kernel in ("similarity_lse_kernel", "similarity_grad_kernel"):
+            assert programs(recorder, kernel) == tiles
+        assert sum(products) == 2 * tiles * BLOCK**2
 
 
 @pytest.mark.parametrize("compiled", [False, True])

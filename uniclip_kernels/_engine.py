@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -199,7 +198,7 @@ def make_problem(
     same = Groups(layout.ids, layout.tiles)
     excluded = same if rows.group_ids is None else Groups(layout.groups, layout.group_tiles(backend.block))
     unit, inv_norm = backend.gather_rows(rows.z, layout.order, options.normalize)
-    tiles, allowed = _on_host(backend, layout, given, options)
+    tiles, allowed = _on_host(backend, layout, given, options.allowed_pairs, k)
     panels = panels_of(tiles, sizes, edges, backend.block, backend.panel_rows(unit), allowed, backend.overhead)
     objective = OBJECTIVES[options.objective]
     return Problem(objective, unit, inv_norm, layout, edges, met, excluded, same, tables, panels, allowed)
@@ -317,15 +316,14 @@ def strips(backend: Backend, problem: Problem, dots: Tensor) -> Iterator[Strip]:
 
 
 def _on_host(
-    backend: Backend, layout: Layout, mask: Tensor | None, options: Options
-) -> tuple[list[tuple[int, int]] | None, list[list[bool]] | None]:
+    backend: Backend, layout: Layout, mask: Tensor | None, pairs: Sequence[bool] | None, k: int
+) -> tuple[list[tuple[int, int]] | None, list[Sequence[bool]] | None]:
     """The domain of each tile and how many of its slots count, and the mask, where the host knows them."""
     if backend.known_on_host:
         return layout.tiles[:, :2].tolist(), None if mask is None else mask.tolist()
     if answer := _known.answer(layout.tiles):  # whole tiles are computed
         return [(domain, backend.block) for domain, *_ in answer[0]], answer[1]
-    k, allowed = math.isqrt(len(options.allowed_pairs or ())), options.allowed_pairs
-    return None, None if allowed is None else [list(allowed[a * k : (a + 1) * k]) for a in range(k)]
+    return None, None if pairs is None else [pairs[a * k : (a + 1) * k] for a in range(k)]
 
 
 def _ask(backend: Backend, problem: Problem, inputs: Inputs, options: Options) -> None:

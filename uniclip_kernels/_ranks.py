@@ -38,9 +38,7 @@ class Call(NamedTuple):
     backend: Backend
     exchange: Exchange
     counts: list[list[int]]  # rows and candidates of each rank
-    filled: (
-        Tensor | None
-    )  # (W, S, K): rows but padding of each domain of each set, where panels are to end with domains
+    filled: Tensor | None  # (W, S, K): rows but padding, by set and domain, where panels are to end with domains
     options: Options
     held: list[list[Tensor]]  # what a gather brought, once it has
     inputs: Inputs
@@ -123,7 +121,7 @@ def across_ranks(objective: str, call: dict[str, Any], group: dist.ProcessGroup,
 def loss_of_rows(exchange: Exchange, inputs: Inputs, options: Options, way: Way) -> tuple[Tensor, Tensor]:
     """The loss of each own row, and whether it counts. The backward pass takes part in collectives, on every rank."""
     with exchange.told(NUM_NUMBERS):
-        if inputs.domain_mask is not None:
+        if inputs.domain_mask is not None and options.allowed_pairs is None:
             options = options._replace(allowed_pairs=tuple(inputs.domain_mask.flatten().tolist()))
         mine = None
         if not (find(options.backend).known_on_host or all(options.allowed_pairs or [True])):

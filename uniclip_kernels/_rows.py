@@ -47,14 +47,7 @@ def joined(sets: Sequence[RowSet], num_domains: int, ignore_domains: bool) -> Ro
     samples = _cat([s.sample_ids.long() for s in sets])
     domains = None
     if len(sets) > 1 or not (ignore_domains or sets[0].domain_ids is None):
-        domains = _cat(
-            [
-                s.sample_ids.new_full((n,), at * num_domains, dtype=torch.int64)
-                if ignore_domains or s.domain_ids is None
-                else _in_range(s.domain_ids, num_domains) + at * num_domains
-                for at, (n, s) in enumerate(zip(counts, sets, strict=True))
-            ]
-        )
+        domains = _domains_of(sets, num_domains, ignore_domains)
     groups = None
     if is_grouped(sets):
         excluded = (
@@ -67,14 +60,21 @@ def joined(sets: Sequence[RowSet], num_domains: int, ignore_domains: bool) -> Ro
 
 def filled_of(sets: Sequence[RowSet], num_domains: int, ignore_domains: bool) -> Tensor:
     """(S, K): how many rows but padding each domain of each set has."""
-    padding = len(sets) * num_domains
-    domains = []
-    for at, s in enumerate(sets):
-        of = s.sample_ids.new_zeros(len(s.sample_ids), dtype=torch.int64)
-        if not (ignore_domains or s.domain_ids is None):
-            of = _in_range(s.domain_ids, num_domains)
-        domains.append((of + at * num_domains).masked_fill(s.sample_ids < 0, padding))
-    return torch.bincount(_cat(domains), minlength=padding + 1)[:padding].view(len(sets), num_domains)
+    is_padding = _cat([s.sample_ids < 0 for s in sets])
+    domains = _domains_of(sets, num_domains, ignore_domains).masked_fill(is_padding, len(sets) * num_domains)
+    return torch.bincount(domains, minlength=len(sets) * num_domains + 1)[:-1].view(len(sets), num_domains)
+
+
+def _domains_of(sets: Sequence[RowSet], num_domains: int, ignore_domains: bool) -> Tensor:
+    """Of all rows, in [s K, (s + 1) K) for set s."""
+    return _cat(
+        [
+            s.sample_ids.new_full((s.z.shape[0],), at * num_domains, dtype=torch.int64)
+            if ignore_domains or s.domain_ids is None
+            else _in_range(s.domain_ids, num_domains) + at * num_domains
+            for at, s in enumerate(sets)
+        ]
+    )
 
 
 def is_grouped(sets: Sequence[RowSet]) -> bool:
