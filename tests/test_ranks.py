@@ -53,7 +53,7 @@ def cut(n: int, size: int, ragged: bool) -> list[slice]:
     return [slice(*edge) for edge in itertools.pairwise(edges)]
 
 
-def _share(case: Case, ragged: bool, gradient_reduction: str = "sum", **options) -> tuple[Case, dict]:
+def share(case: Case, ragged: bool, gradient_reduction: str = "sum", **options) -> tuple[Case, dict]:
     """What this rank has of a case."""
     rank, size = dist.get_rank(), dist.get_world_size()
     rows = cut(len(case.embeddings), size, ragged)[rank]
@@ -80,7 +80,7 @@ def _share(case: Case, ragged: bool, gradient_reduction: str = "sum", **options)
 
 
 def _evaluate_case(case: Case, dtype: torch.dtype, ragged: bool, options: dict) -> Result:
-    return evaluate(_share(case, ragged, **options), "cpu", dtype)
+    return evaluate(share(case, ragged, **options), "cpu", dtype)
 
 
 def _evaluate(name: str, dtype: torch.dtype, ragged: bool, options: dict) -> Result:

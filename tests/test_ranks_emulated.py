@@ -9,7 +9,7 @@ import torch
 from tests.evaluate import Result, assert_matches, evaluate
 from tests.objective_cases import BY_NAME
 from tests.ranks import all_right, ranks
-from tests.test_ranks import _share, whole
+from tests.test_ranks import share, whole
 from uniclip_kernels import _backend
 
 CASES = (
@@ -37,7 +37,7 @@ def _evaluate(name: str, backend: str, dtype: torch.dtype, communication: str) -
     made: _backend.Backend = emulated() if backend == "cuda" else interpreted()
     made.workspace_bytes = 128 * 128 * dtype.itemsize
     with installed(backend, made):
-        return evaluate(_share(BY_NAME[name], ragged=False, communication=communication), backend, dtype)
+        return evaluate(share(BY_NAME[name], ragged=False, communication=communication), backend, dtype)
 
 
 @pytest.mark.parametrize("communication", ["gather", "ring"])
